@@ -1,0 +1,1 @@
+"""Whether to believe the draws: ArviZ-native conversion, checks and verdicts."""

@@ -1,0 +1,1 @@
+"""Energies as NumPyro distributions and factors."""

@@ -1,0 +1,1 @@
+"""NumPyro inference with BlackJAX kernels."""

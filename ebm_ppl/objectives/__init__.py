@@ -1,0 +1,1 @@
+"""Estimators: objectives that learn an energy from data, one file each."""

@@ -1,0 +1,1 @@
+"""The chain driver: warm-up, preconditioning, chunks, and the draws it returns."""

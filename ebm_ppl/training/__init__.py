@@ -1,0 +1,1 @@
+"""`fit`: one compiled optimisation loop for every objective."""
