@@ -16,4 +16,8 @@ from .errors import NonFiniteEnergyError as NonFiniteEnergyError
 from .errors import Problem as Problem
 from .errors import SamplingWarning as SamplingWarning
 from .errors import TrainingDivergedError as TrainingDivergedError
+from .kernels import HMC as HMC
+from .kernels import MALA as MALA
+from .kernels import NUTS as NUTS
+from .kernels import ULA as ULA
 from .kernels import AbstractKernel as AbstractKernel

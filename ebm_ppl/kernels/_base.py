@@ -5,6 +5,8 @@ from typing import Any, ClassVar
 
 import blackjax
 import equinox as eqx
+import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ebm_ppl._types import LogDensityFn
@@ -39,3 +41,24 @@ class AbstractKernel(eqx.Module):
     @abc.abstractmethod
     def stats(self, state: Any, info: Any) -> dict[str, Array]:
         """Statistics of one transition under ArviZ names; scalars."""
+
+
+def is_nonfinite(logdensity: Array, logdensity_grad: Any) -> Array:
+    """Whether a proposed point is numerically unusable.
+
+    True where the log density is NaN or +inf, or where it is finite but some entry of its gradient is not. A log
+    density of -inf is density zero: a wall, which a Metropolis step handles, not a fault.
+    """
+    gradient_finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(logdensity_grad)]))
+    return jnp.isnan(logdensity) | (logdensity == jnp.inf) | (jnp.isfinite(logdensity) & ~gradient_finite)
+
+
+def identity_metric(position: Any) -> Array:
+    """The inverse mass matrix of unit masses: the driver preconditions by a change of variables instead."""
+    leaves = jax.tree.leaves(position)
+    return jnp.ones(sum(leaf.size for leaf in leaves), leaves[0].dtype)
+
+
+def with_step_size(kernel: AbstractKernel, step_size: Array) -> AbstractKernel:
+    """`kernel` with another step size; an array, so that changing it never recompiles."""
+    return eqx.tree_at(lambda k: k.step_size, kernel, step_size)

@@ -1,0 +1,71 @@
+"""Hamiltonian Monte Carlo with a fixed trajectory length."""
+
+from typing import ClassVar
+
+import blackjax
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from ebm_ppl._checks import check_count, check_positive
+from ebm_ppl._types import LogDensityFn
+from ebm_ppl.kernels._base import AbstractKernel, identity_metric, is_nonfinite
+
+
+class HMC(AbstractKernel):
+    r"""Hamiltonian Monte Carlo: a leapfrog trajectory of fixed length, accepted or rejected (`blackjax.hmc`).
+
+        H(x, v) = E(x) + |v|^2 / 2,   v ~ N(0, I),   num_integration_steps leapfrog steps of size step_size
+
+    Masses are one: preconditioning is a change of variables made by the driver, so that it works for every kernel.
+
+    Args:
+        step_size: leapfrog step epsilon > 0 (time, not diffusion: one step is MALA with h = epsilon^2/2).
+            Warm-up replaces it.
+        num_integration_steps: leapfrog steps per transition, at least 1.
+
+    Raises:
+        ValueError: if `step_size` is not positive and finite or `num_integration_steps` is not a positive integer.
+
+    Example:
+        >>> import ebm_ppl as ebm
+        >>> ebm.HMC(step_size=0.2, num_integration_steps=5).target_acceptance_rate
+        0.8
+
+    References:
+        Duane, Kennedy, Pendleton, Roweth (1987). Hybrid Monte Carlo. Physics Letters B 195(2), 216-222.
+        doi:10.1016/0370-2693(87)91197-X
+        Neal (2011). MCMC using Hamiltonian dynamics. Handbook of Markov Chain Monte Carlo, ch. 5.
+        doi:10.1201/b10905-6
+    """
+
+    step_size: float | Float[Array, "..."] = 0.1
+    num_integration_steps: int = eqx.field(static=True, default=10)
+    target_acceptance_rate: ClassVar[float | None] = 0.8
+
+    def __check_init__(self) -> None:
+        """Only a positive step and at least one of them move."""
+        check_positive("step_size", self.step_size)
+        check_count("num_integration_steps", self.num_integration_steps)
+
+    def build(self, logdensity_fn: LogDensityFn) -> blackjax.base.SamplingAlgorithm:
+        """BlackJAX's HMC transition for this log density."""
+        kernel = blackjax.hmc.build_kernel()
+
+        def step(rng_key: Array, state: blackjax.mcmc.hmc.HMCState) -> tuple:
+            metric = identity_metric(state.position)
+            return kernel(rng_key, state, logdensity_fn, self.step_size, metric, self.num_integration_steps)
+
+        return blackjax.base.SamplingAlgorithm(
+            lambda position, rng_key=None: blackjax.hmc.init(position, logdensity_fn), step
+        )
+
+    def stats(self, state: blackjax.mcmc.hmc.HMCState, info: blackjax.mcmc.hmc.HMCInfo) -> dict[str, Array]:
+        """`acceptance_rate diverging energy nonfinite_proposal n_steps`; `energy` is the Hamiltonian."""
+        return {
+            "acceptance_rate": info.acceptance_rate,
+            "diverging": info.is_divergent,
+            "energy": info.energy,
+            "nonfinite_proposal": is_nonfinite(info.proposal.logdensity, info.proposal.logdensity_grad),
+            "n_steps": jnp.asarray(info.num_integration_steps, jnp.int32),
+        }

@@ -1,0 +1,171 @@
+"""Warm-up of one chain: step size by dual averaging, diagonal preconditioning by a change of variables.
+
+Everything here is a pure function of one chain; `jax.vmap` makes it many. The chain lives in whitened coordinates
+z = x / scale, where the kernel works with unit metric: so preconditioning serves every kernel alike. What leaves
+this file (positions, log densities) is in the user's coordinates.
+
+Kernels without a target acceptance rate (ULA) adapt nothing: their step size stays as given, and scales learnt from
+a chain that moves with a fixed step would shrink from window to window, since a slow chain looks narrow.
+"""
+
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from blackjax.adaptation.mass_matrix import welford_algorithm
+from blackjax.adaptation.staged_adaptation import build_schedule
+from blackjax.adaptation.step_size import dual_averaging_adaptation, find_reasonable_step_size
+from jaxtyping import Array, Float
+
+from ebm_ppl._types import LogDensityFn, PRNGKey, Scalar
+from ebm_ppl.kernels import AbstractKernel
+from ebm_ppl.kernels._base import with_step_size
+
+SHRINKAGE = 5.0  # prior observations that keep a window's scale near the previous one; Stan's number
+
+
+class Whitened(eqx.Module):
+    """z -> log p(scale * z). The constant log-Jacobian is left out, so that values stay those of the user's density."""
+
+    logdensity_fn: LogDensityFn
+    scale: Float[Array, "..."]
+
+    def __call__(self, z: Float[Array, "..."]) -> Scalar:
+        """Log density at whitened coordinates."""
+        return self.logdensity_fn(self.scale * z)
+
+
+class ChainState(NamedTuple):
+    """One chain: BlackJAX's state in whitened coordinates, the step size it uses, and the scale of each coordinate."""
+
+    inner: Any
+    step_size: Array
+    scale: Array
+
+    @property
+    def position(self) -> Array:
+        """Where the chain is, in the user's coordinates."""
+        return self.scale * self.inner.position
+
+
+class Adaptation(NamedTuple):
+    """What warm-up learns: dual averaging of the step size, running moments of the position."""
+
+    averaging: Any
+    moments: Any
+
+
+class Window(NamedTuple):
+    """A stretch of warm-up; `slow` ones also learn the scales, which are put to use at their end."""
+
+    num_steps: int
+    slow: bool
+
+
+def warmup_windows(num_warmup: int) -> list[Window]:
+    """Stan's schedule: a fast window, slow windows of doubling length, a fast window; their lengths add up.
+
+    Example:
+        >>> [window.num_steps for window in warmup_windows(1000)]
+        [75, 25, 50, 100, 200, 500, 50]
+    """
+    if num_warmup == 0:
+        return []
+    windows, length = [], 0
+    with jax.numpy_dtype_promotion("standard"):  # it stacks (int, bool) pairs
+        schedule = [(bool(slow), bool(end)) for slow, end in build_schedule(num_warmup).tolist()]
+    for step, (slow, end) in enumerate(schedule):
+        length += 1
+        if end or step + 1 == num_warmup or schedule[step + 1][0] != slow:
+            windows.append(Window(length, slow))
+            length = 0
+    return windows
+
+
+def start_chain(kernel: AbstractKernel, logdensity_fn: LogDensityFn, position: Array, key: PRNGKey) -> ChainState:
+    """A chain at `position`, unpreconditioned, with the kernel's own step size."""
+    scale = jnp.ones_like(position)
+    step_size = jnp.asarray(kernel.step_size, position.dtype)
+    inner = _algorithm(kernel, logdensity_fn, step_size, scale).init(position, key)
+    return ChainState(inner, step_size, scale)
+
+
+def advance_chain(
+    kernel: AbstractKernel, logdensity_fn: LogDensityFn, chain: ChainState, key: PRNGKey
+) -> tuple[ChainState, dict[str, Array]]:
+    """One transition and its statistics: those of the kernel, `lp` and `step_size`."""
+    inner, info = _algorithm(kernel, logdensity_fn, chain.step_size, chain.scale).step(key, chain.inner)
+    stats = kernel.stats(inner, info) | {"lp": inner.logdensity, "step_size": chain.step_size}
+    return chain._replace(inner=inner), stats
+
+
+def start_adaptation(
+    kernel: AbstractKernel, logdensity_fn: LogDensityFn, chain: ChainState, key: PRNGKey
+) -> tuple[ChainState, Adaptation]:
+    """A reasonable first step size (doubling or halving until acceptance crosses the target), and empty moments."""
+    target, dtype = kernel.target_acceptance_rate, chain.step_size.dtype
+    if target is not None:
+
+        def transition(step_size: Array) -> Any:
+            return _algorithm(kernel, logdensity_fn, step_size, chain.scale).step
+
+        step_size = find_reasonable_step_size(key, transition, chain.inner, chain.step_size, target)
+        chain = chain._replace(step_size=step_size.astype(dtype))
+    averaging_init, _, _ = dual_averaging_adaptation(0.5 if target is None else target)
+    moments_init, _, _ = welford_algorithm(is_diagonal_matrix=True)
+    # Counters become floats: strict promotion refuses integer arrays in the float arithmetic of both algorithms.
+    averaging = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), averaging_init(chain.step_size))
+    moments = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), moments_init(chain.scale.size))
+    return chain, Adaptation(averaging, moments)
+
+
+def adapt_chain(
+    kernel: AbstractKernel, chain: ChainState, adaptation: Adaptation, stats: dict[str, Array], slow: Array
+) -> tuple[ChainState, Adaptation]:
+    """Learn from one transition: the step size always, the moments of the position in slow windows."""
+    averaging, moments = adaptation
+    if kernel.target_acceptance_rate is not None:
+        _, update, _ = dual_averaging_adaptation(kernel.target_acceptance_rate)
+        averaging = _keep_dtype(update(averaging, stats["acceptance_rate"]), averaging)
+        chain = chain._replace(step_size=jnp.exp(averaging.log_step_size))
+    _, update, _ = welford_algorithm(is_diagonal_matrix=True)
+    updated = _keep_dtype(update(moments, jnp.ravel(chain.position)), moments)
+    moments = jax.tree.map(lambda new, old: jnp.where(slow, new, old), updated, moments)
+    return chain, Adaptation(averaging, moments)
+
+
+def end_slow_window(
+    kernel: AbstractKernel, logdensity_fn: LogDensityFn, chain: ChainState, adaptation: Adaptation, key: PRNGKey
+) -> tuple[ChainState, Adaptation]:
+    """Put the learnt scales to use: re-express the chain in the new coordinates and restart the adaptation.
+
+    The new scale of a coordinate is old^(1-w) * sd^w with w = n / (n + 5) after n draws: shrinkage towards the
+    previous scale, on the log scale, so that it does not depend on the units. A coordinate that did not move keeps
+    its scale.
+    """
+    _, _, moments_final = welford_algorithm(is_diagonal_matrix=True)
+    variance, count, _ = moments_final(adaptation.moments)
+    weight = count / (count + SHRINKAGE)
+    sd = jnp.sqrt(variance).reshape(chain.scale.shape)
+    usable = jnp.isfinite(sd) & (sd > 0)
+    scale = jnp.where(usable, chain.scale ** (1 - weight) * jnp.where(usable, sd, 1) ** weight, chain.scale)
+    init_key, step_key = jax.random.split(key)
+    inner = _algorithm(kernel, logdensity_fn, chain.step_size, scale).init(chain.position / scale, init_key)
+    return start_adaptation(kernel, logdensity_fn, ChainState(inner, chain.step_size, scale), step_key)
+
+
+def finish_warmup(kernel: AbstractKernel, chain: ChainState, adaptation: Adaptation) -> ChainState:
+    """Fix the step size at the average that dual averaging converged to."""
+    if kernel.target_acceptance_rate is None:
+        return chain
+    _, _, final = dual_averaging_adaptation(kernel.target_acceptance_rate)
+    return chain._replace(step_size=final(adaptation.averaging))
+
+
+def _algorithm(kernel: AbstractKernel, logdensity_fn: LogDensityFn, step_size: Array, scale: Array) -> Any:
+    return with_step_size(kernel, step_size).build(Whitened(logdensity_fn, scale))
+
+
+def _keep_dtype(new: Any, old: Any) -> Any:
+    return jax.tree.map(lambda n, o: jnp.asarray(n, o.dtype), new, old)
