@@ -3,6 +3,14 @@ from . import errors as errors
 from . import kernels as kernels
 from .energies import AbstractEnergy as AbstractEnergy
 from .energies import AbstractReferenceEnergy as AbstractReferenceEnergy
+from .energies import ConvEnergy as ConvEnergy
+from .energies import FunctionEnergy as FunctionEnergy
+from .energies import MLPEnergy as MLPEnergy
+from .energies import ShiftedEnergy as ShiftedEnergy
+from .energies import SumEnergy as SumEnergy
+from .energies import TemperedEnergy as TemperedEnergy
+from .energies import log_density as log_density
+from .energies import score as score
 from .errors import ChainFailedError as ChainFailedError
 from .errors import CheckpointError as CheckpointError
 from .errors import EbmPplError as EbmPplError

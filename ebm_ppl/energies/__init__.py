@@ -2,3 +2,13 @@
 
 from ebm_ppl.energies._base import AbstractEnergy as AbstractEnergy
 from ebm_ppl.energies._base import AbstractReferenceEnergy as AbstractReferenceEnergy
+from ebm_ppl.energies._conv import ConvEnergy as ConvEnergy
+from ebm_ppl.energies._function import FunctionEnergy as FunctionEnergy
+from ebm_ppl.energies._gaussian import Gaussian as Gaussian
+from ebm_ppl.energies._log_density import LogDensity as LogDensity
+from ebm_ppl.energies._log_density import log_density as log_density
+from ebm_ppl.energies._mlp import MLPEnergy as MLPEnergy
+from ebm_ppl.energies._score import score as score
+from ebm_ppl.energies._shifted import ShiftedEnergy as ShiftedEnergy
+from ebm_ppl.energies._sum import SumEnergy as SumEnergy
+from ebm_ppl.energies._tempered import TemperedEnergy as TemperedEnergy

@@ -1,0 +1,61 @@
+"""The unnormalised log density that samplers ask for."""
+
+from typing import Any
+
+import equinox as eqx
+from jaxtyping import Array
+
+from ebm_ppl._types import Scalar
+from ebm_ppl.energies._base import AbstractEnergy
+from ebm_ppl.energies._event import check_condition, check_event, evaluate
+from ebm_ppl.energies._sum import check_energy_type
+
+
+class LogDensity(eqx.Module):
+    """x -> -E(x; condition), as a module: `log_density` builds it.
+
+    As a pytree it passes through `eqx.filter_jit`, where an equal structure is a cache hit. As a callable it is hashed
+    by identity, because JAX's control flow hashes the functions it is given and arrays have no hash.
+    """
+
+    energy: AbstractEnergy
+    condition: Array | None
+
+    def __call__(self, x: Array) -> Scalar:
+        """-E(x; condition) of one event, in nats, in the dtype of `x` (float32 for half precision)."""
+        dtype = check_event(self.energy, x, self.condition)
+        return -evaluate(self.energy, x, self.condition).astype(dtype)
+
+    def __hash__(self) -> int:
+        return id(self)
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+
+def log_density(energy: AbstractEnergy, condition: Any = None) -> LogDensity:
+    r"""The unnormalised log density \(x \mapsto -E(x; y)\) as a callable without closure.
+
+    Args:
+        energy: E.
+        condition: one condition y, shape `energy.condition_shape`, fixed in the result; None: unconditional.
+
+    Returns:
+        A callable module of one event: what BlackJAX calls `logdensity_fn`. Its value has the dtype of the event.
+
+    Raises:
+        EnergyShapeError: if `condition` has not the declared shape.
+        TypeError: if `energy` is not an energy.
+
+    Example:
+        >>> import jax.numpy as jnp, ebm_ppl as ebm
+        >>> log_p = ebm.log_density(ebm.energies.Gaussian(jnp.zeros(2), jnp.eye(2)))
+        >>> float(log_p(jnp.ones(2)))
+        -1.0
+
+    References:
+        Cabezas, Corenflos, Lao, Louf (2024). BlackJAX: composable Bayesian inference in JAX. arXiv:2402.10797
+    """
+    check_energy_type("energy", energy)
+    check_condition(type(energy).__name__, energy.condition_shape, condition)
+    return LogDensity(energy, condition)
