@@ -1,6 +1,7 @@
 from . import energies as energies
 from . import errors as errors
 from . import kernels as kernels
+from . import sampling as sampling
 from .energies import AbstractEnergy as AbstractEnergy
 from .energies import AbstractReferenceEnergy as AbstractReferenceEnergy
 from .energies import ConvEnergy as ConvEnergy
@@ -29,3 +30,5 @@ from .kernels import MALA as MALA
 from .kernels import NUTS as NUTS
 from .kernels import ULA as ULA
 from .kernels import AbstractKernel as AbstractKernel
+from .sampling import Draws as Draws
+from .sampling import sample as sample

@@ -52,9 +52,9 @@ def check_positive(name: str, value: Any) -> None:
 def check_event_shape(event_shape: Any, name: str = "event_shape") -> tuple[int, ...]:
     """`event_shape` as a tuple of positive ints; an int is refused with the cure."""
     if isinstance(event_shape, (int, np.integer)):
-        raise ValueError(f"`{name}` must be a tuple of ints; got {event_shape!r}: write ({int(event_shape)},).")
+        raise TypeError(f"`{name}` must be a tuple of ints; got {event_shape!r}: write ({int(event_shape)},).")
     if not isinstance(event_shape, Sequence):
-        raise ValueError(f"`{name}` must be a tuple of ints; got {event_shape!r}.")
+        raise TypeError(f"`{name}` must be a tuple of ints; got {event_shape!r}.")
     return tuple(check_count(name, size) for size in event_shape)
 
 
@@ -87,7 +87,7 @@ def check_data(name: str, data: Any, event_shape: tuple[int, ...]) -> Array:
     try:
         array = check_floating(name, data)
     except EnergyDtypeError as error:
-        if getattr(np.asarray(data), "dtype", None) == object:
+        if np.asarray(data).dtype.kind == "O":
             raise InvalidDataError(f"`{name}` must be numeric; got an object array.") from error
         raise
     if array.ndim != len(event_shape) + 1 or array.shape[1:] != tuple(event_shape):
@@ -108,3 +108,22 @@ def check_finite(name: str, array: Array) -> None:
             f"`{name}` has {int(bad.sum())} non-finite of {math.prod(bad.shape)} values, "
             f"the first at index {first}; remove or impute those rows."
         )
+
+
+def check_condition(
+    condition: Any, condition_shape: tuple[int, ...] | None, num_chains: int | None = None
+) -> Array | None:
+    """`condition` of shape `condition_shape`, or with one leading axis `num_chains`; None where none is due."""
+    if condition_shape is None:
+        if condition is not None:
+            raise EnergyShapeError("`condition` was given, but the energy is unconditional (condition_shape is None).")
+        return None
+    if condition is None:
+        raise EnergyShapeError(f"`condition` is missing: the energy is conditional, condition_shape {condition_shape}.")
+    array = check_floating("condition", condition)
+    allowed = [tuple(condition_shape)] + ([] if num_chains is None else [(num_chains, *condition_shape)])
+    if array.shape not in allowed:
+        raise EnergyShapeError(f"`condition` must have shape {' or '.join(map(str, allowed))}; got {array.shape}.")
+    if not isinstance(array, jax.core.Tracer):
+        check_finite("condition", array)
+    return array

@@ -30,7 +30,7 @@ class NUTS(AbstractKernel):
     Example:
         >>> import ebm_ppl as ebm
         >>> ebm.NUTS(max_num_doublings=8)
-        NUTS(step_size=0.1, max_num_doublings=8)
+        NUTS(max_num_doublings=8)
 
     References:
         Hoffman, Gelman (2014). The no-U-turn sampler. Journal of Machine Learning Research 15, 1593-1623.

@@ -73,7 +73,8 @@ def warmup_windows(num_warmup: int) -> list[Window]:
     if num_warmup == 0:
         return []
     windows, length = [], 0
-    with jax.numpy_dtype_promotion("standard"):  # it stacks (int, bool) pairs
+    # BlackJAX stacks (int, bool) pairs in a JAX array: not under strict promotion, not inside somebody's trace.
+    with jax.numpy_dtype_promotion("standard"), jax.ensure_compile_time_eval():
         schedule = [(bool(slow), bool(end)) for slow, end in build_schedule(num_warmup).tolist()]
     for step, (slow, end) in enumerate(schedule):
         length += 1

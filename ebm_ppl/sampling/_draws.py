@@ -1,0 +1,183 @@
+"""The result of sampling: draws, statistics, and whether they can be vouched for."""
+
+import dataclasses
+import html
+import io
+import json
+import os
+import pathlib
+import struct
+import zipfile
+import zlib
+from typing import Any
+
+import numpy as np
+
+from ebm_ppl import kernels
+from ebm_ppl._files import atomic_write, read_file, sha256
+from ebm_ppl.errors import CheckpointError, Problem
+from ebm_ppl.kernels import AbstractKernel
+
+FORMAT_VERSION = 1
+# What zipfile, zlib, NumPy and json raise for damaged bytes; all of it means one thing to the user.
+_DAMAGE = (
+    OSError,
+    ValueError,
+    KeyError,
+    EOFError,
+    RuntimeError,
+    TypeError,
+    SyntaxError,
+    struct.error,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Draws:
+    """Draws of one energy by several chains, on the host, with what is needed to judge them.
+
+    Args:
+        positions: draws, shape `(chain, draw, *event_shape)`.
+        stats: one `(chain, draw)` array per statistic, under ArviZ names: `lp` (= -E, nats), `acceptance_rate`,
+            `step_size`, `diverging`, `n_steps`, `nonfinite_proposal`, ...
+        kernel: the kernel as tuned; its `step_size` is the mean over chains.
+        problems: every reason not to trust the draws; empty when there is none.
+        settings: what was asked for, as JSON-able values.
+        scale: the diagonal preconditioner found in warm-up, `(chain, *event_shape)`.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, ebm_ppl as ebm
+        >>> energy = ebm.energies.Gaussian(mean=jnp.zeros(2), covariance=jnp.eye(2))
+        >>> draws = ebm.sample(energy, ebm.MALA(), key=jax.random.key(1), progress_bar=False)
+        >>> draws
+        Draws: 4 chains x 1000 draws of shape (2,), MALA, ok
+        >>> draws.ok, draws.problems
+        (True, ())
+    """
+
+    positions: np.ndarray
+    stats: dict[str, np.ndarray]
+    kernel: AbstractKernel
+    problems: tuple[Problem, ...]
+    settings: dict[str, Any]
+    scale: np.ndarray
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing speaks against the draws. Convergence is judged by `ebm.diagnose`."""
+        return not self.problems
+
+    @property
+    def num_chains(self) -> int:
+        """Number of chains."""
+        return self.positions.shape[0]
+
+    @property
+    def num_draws(self) -> int:
+        """Number of draws of each chain."""
+        return self.positions.shape[1]
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        """Shape of one draw."""
+        return self.positions.shape[2:]
+
+    def __repr__(self) -> str:
+        """Size, kernel and verdict; one line per problem."""
+        verdict = "ok" if self.ok else f"NOT ok, {len(self.problems)} problem(s)"
+        head = (
+            f"Draws: {self.num_chains} chains x {self.num_draws} draws of shape {self.event_shape}, "
+            f"{type(self.kernel).__name__}, {verdict}"
+        )
+        shown = [f"  {problem}" for problem in self.problems[:8]]
+        more = [f"  ... and {len(self.problems) - 8} more"] if len(self.problems) > 8 else []
+        return "\n".join([head, *shown, *more])
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(repr(self))}</pre>"
+
+    def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> pathlib.Path:
+        """Write everything to one checksummed `.npz` file, atomically; no pickle.
+
+        Args:
+            path: where to write.
+            overwrite: whether an existing file may be replaced.
+
+        Returns:
+            The path written.
+
+        Raises:
+            CheckpointError: the file exists, the disk is full, ... (`errno` says which).
+        """
+        arrays = {"positions": self.positions, "scale": self.scale}
+        arrays |= {f"stats/{name}": values for name, values in self.stats.items()}
+        arrays |= {f"kernel/{name}": np.asarray(value) for name, value in _kernel_fields(self.kernel).items()}
+        manifest = {
+            "format": FORMAT_VERSION,
+            "kind": "ebm_ppl.Draws",
+            "kernel": type(self.kernel).__name__,
+            "settings": self.settings,
+            "problems": [dataclasses.asdict(problem) for problem in self.problems],
+            "sha256": {name: _fingerprint(values) for name, values in arrays.items()},
+        }
+        text = json.dumps(manifest, sort_keys=True).encode()
+        arrays["manifest"] = np.frombuffer(text, np.uint8)
+        arrays["manifest_sha256"] = np.frombuffer(sha256(text).encode(), np.uint8)
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, **arrays, allow_pickle=False)
+        return atomic_write(path, buffer.getvalue(), overwrite=overwrite)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "Draws":
+        """Read what `save` wrote, checking every checksum.
+
+        Args:
+            path: the file.
+
+        Returns:
+            The draws, equal to those saved.
+
+        Raises:
+            CheckpointError: the file is missing, damaged, or not such a file. Nothing is half-loaded.
+        """
+        manifest, arrays = _read(pathlib.Path(path))
+        stats = {name.removeprefix("stats/"): values for name, values in arrays.items() if name.startswith("stats/")}
+        fields = {name.removeprefix("kernel/"): values for name, values in arrays.items() if name.startswith("kernel/")}
+        kernel_class = getattr(kernels, manifest["kernel"], None)
+        if kernel_class is None:
+            raise CheckpointError(f"{path}: kernel {manifest['kernel']!r} is not one of ebm_ppl's kernels.")
+        kernel = kernel_class(**{name: value.item() for name, value in fields.items()})
+        problems = tuple(Problem(**problem) for problem in manifest["problems"])
+        return cls(arrays["positions"], stats, kernel, problems, manifest["settings"], arrays["scale"])
+
+
+def _kernel_fields(kernel: AbstractKernel) -> dict[str, Any]:
+    return {field.name: getattr(kernel, field.name) for field in dataclasses.fields(kernel)}
+
+
+def _fingerprint(values: np.ndarray) -> str:
+    header = f"{values.dtype.str}{values.shape}".encode()
+    return sha256(header + np.ascontiguousarray(values).tobytes())
+
+
+def _read(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    content = read_file(path)
+    try:
+        with np.load(io.BytesIO(content), allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        text = arrays.pop("manifest").tobytes()
+        if arrays.pop("manifest_sha256").tobytes().decode() != sha256(text):
+            raise ValueError("the manifest does not match its checksum")
+        manifest = json.loads(text)
+    except _DAMAGE as error:
+        raise CheckpointError(f"{path} is damaged or was not written by `Draws.save`: {error}") from error
+    if manifest.get("kind") != "ebm_ppl.Draws" or manifest.get("format") != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path} holds {manifest.get('kind')!r}, format {manifest.get('format')!r}; expected Draws."
+        )
+    damaged = [name for name, values in arrays.items() if manifest["sha256"].get(name) != _fingerprint(values)]
+    if damaged or set(manifest["sha256"]) != set(arrays):
+        raise CheckpointError(f"{path} is damaged: {sorted(damaged) or 'arrays are missing'} do not match.")
+    return manifest, arrays

@@ -1,0 +1,58 @@
+"""Starting positions: the user's, checked; or ours, redrawn where the energy is not finite."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from ebm_ppl._checks import check_floating
+from ebm_ppl._types import PRNGKey
+from ebm_ppl.energies import AbstractEnergy, check_start, start_is_finite
+from ebm_ppl.errors import EnergyShapeError
+
+RADIUS = 2.0  # NumPyro's and Stan's: uniform in [-2, 2] in every coordinate
+MAX_REDRAWS = 10
+POSITIONS = 2**31 + 2  # folded into the run's key, beyond every chain number
+
+
+def starting_positions(
+    energy: AbstractEnergy, initial_positions: object, condition: Array | None, *, key: PRNGKey, num_chains: int
+) -> tuple[Array, int]:
+    """Checked positions `(chain, *event)` and how often some of them had to be redrawn.
+
+    Raises:
+        EnergyShapeError: `initial_positions` is not `(num_chains, *event_shape)`.
+        NonFiniteEnergyError: the energy or its gradient is not finite at a given position, or at ours after 10 redraws.
+    """
+    if initial_positions is not None:
+        positions = check_floating("initial_positions", initial_positions)
+        expected = (num_chains, *energy.event_shape)
+        if positions.shape != expected:
+            raise EnergyShapeError(
+                f"`initial_positions` must have shape (num_chains, *event_shape) = {expected}; got {positions.shape}."
+            )
+        check_start(energy, positions, condition)
+        return positions, 0
+    positions = _draw(key, 0, num_chains, energy.event_shape)
+    redraws = 0
+    while redraws < MAX_REDRAWS:
+        finite = np.asarray(start_is_finite(energy, positions, condition))
+        if finite.all():
+            break
+        redraws += 1
+        fresh = _draw(key, redraws, num_chains, energy.event_shape)
+        keep = jnp.asarray(finite).reshape(-1, *(1 for _ in energy.event_shape))
+        positions = jnp.where(keep, positions, fresh)
+    check_start(energy, positions, condition)
+    return positions, redraws
+
+
+def _draw(key: PRNGKey, attempt: int, num_chains: int, event_shape: tuple[int, ...]) -> Array:
+    """Chain c's position depends on the key, c and the attempt only: not on how many chains there are."""
+    key = jax.random.fold_in(jax.random.fold_in(key, POSITIONS), attempt)
+    keys = jax.vmap(lambda chain: jax.random.fold_in(key, chain))(jnp.arange(num_chains, dtype=jnp.uint32))
+    size = math.prod(event_shape)
+    flat = jax.vmap(lambda k: jax.random.uniform(k, (size,), minval=-RADIUS, maxval=RADIUS))(keys)
+    return flat.reshape(num_chains, *event_shape)

@@ -1,0 +1,270 @@
+"""The pure, jit-able core of `sample`: many chains, warm-up and draws, with no host code."""
+
+import math
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from ebm_ppl._types import LogDensityFn, PRNGKey
+from ebm_ppl.energies import AbstractEnergy, log_density
+from ebm_ppl.kernels import AbstractKernel
+from ebm_ppl.sampling._warmup import (
+    Adaptation,
+    ChainState,
+    adapt_chain,
+    advance_chain,
+    end_slow_window,
+    finish_warmup,
+    start_adaptation,
+    start_chain,
+    warmup_windows,
+)
+
+START, TUNE = 2**31, 2**31 + 1  # folded into a chain's key beside the step numbers, which stay below them
+
+
+class Chains(NamedTuple):
+    """The state of all chains between two chunks: everything needed to go on."""
+
+    chain: ChainState
+    adaptation: Adaptation | None
+
+
+class ChainTarget(eqx.Module):
+    """What the chains sample: an energy and, for conditional ones, the condition (one for all, or one per chain)."""
+
+    energy: AbstractEnergy
+    condition: Float[Array, "..."] | None
+    condition_per_chain: bool = eqx.field(static=True)
+
+    def logdensity_fn(self, condition: Array | None) -> LogDensityFn:
+        """The log density one chain sees."""
+        return log_density(self.energy, condition)
+
+
+def chain_keys(key: PRNGKey, num_chains: int) -> Array:
+    """One key per chain; a chain's draws do not depend on how many others there are."""
+    return jax.vmap(lambda chain: jax.random.fold_in(key, chain))(jnp.arange(num_chains, dtype=jnp.uint32))
+
+
+def _vmap_chains(function: Any, target: ChainTarget, *args: Any) -> Any:
+    """`function(logdensity_fn, *args of one chain)` for all chains."""
+    axis = 0 if target.condition_per_chain else None
+
+    def one_chain(condition: Array | None, *chain_args: Any) -> Any:
+        return function(target.logdensity_fn(condition), *chain_args)
+
+    return jax.vmap(one_chain, in_axes=(axis, *(0 for _ in args)))(target.condition, *args)
+
+
+@eqx.filter_jit
+def start_chains(
+    kernel: AbstractKernel, target: ChainTarget, positions: Float[Array, "chain ..."], keys: Array, *, tune: bool
+) -> Chains:
+    """All chains at their starting positions; with `tune`, a reasonable first step size and empty moments."""
+
+    def start(logdensity_fn: LogDensityFn, position: Array, key: Array) -> Chains:
+        chain = start_chain(kernel, logdensity_fn, position, jax.random.fold_in(key, START))
+        if not tune:
+            return Chains(chain, None)
+        return Chains(*start_adaptation(kernel, logdensity_fn, chain, jax.random.fold_in(key, TUNE)))
+
+    return _vmap_chains(start, target, positions, keys)
+
+
+@eqx.filter_jit
+def warm_up(
+    kernel: AbstractKernel,
+    target: ChainTarget,
+    chains: Chains,
+    keys: Array,
+    first: Int[Array, ""],
+    num_steps: Int[Array, ""],
+    slow: Array,
+) -> tuple[Chains, Float[Array, " chain"]]:
+    """`num_steps` warm-up transitions; returns also the mean acceptance rate of each chain (NaN if undefined)."""
+
+    def run(logdensity_fn: LogDensityFn, chains: Chains, key: Array) -> tuple[Chains, Array]:
+        def step(i: Array, carry: tuple[Chains, Array]) -> tuple[Chains, Array]:
+            (chain, adaptation), total = carry
+            chain, stats = advance_chain(kernel, logdensity_fn, chain, jax.random.fold_in(key, first + i))
+            if adaptation is not None:
+                chain, adaptation = adapt_chain(kernel, chain, adaptation, stats, slow)
+            return Chains(chain, adaptation), total + stats.get("acceptance_rate", jnp.full_like(total, jnp.nan))
+
+        zero = jnp.zeros((), chains.chain.step_size.dtype)
+        chains, total = jax.lax.fori_loop(0, num_steps, step, (chains, zero))
+        return chains, total / num_steps.astype(zero.dtype)
+
+    return _vmap_chains(run, target, chains, keys)
+
+
+@eqx.filter_jit
+def close_slow_window(
+    kernel: AbstractKernel, target: ChainTarget, chains: Chains, keys: Array, step: Int[Array, ""]
+) -> Chains:
+    """Put the scales learnt in a slow window to use; `step` is the number of transitions made so far."""
+
+    def close(logdensity_fn: LogDensityFn, chains: Chains, key: Array) -> Chains:
+        key = jax.random.fold_in(jax.random.fold_in(key, TUNE), step)
+        return Chains(*end_slow_window(kernel, logdensity_fn, chains.chain, chains.adaptation, key))
+
+    return _vmap_chains(close, target, chains, keys)
+
+
+@eqx.filter_jit
+def close_warmup(kernel: AbstractKernel, chains: Chains) -> Chains:
+    """Fix the step sizes; from here on nothing adapts."""
+    return Chains(jax.vmap(lambda c: finish_warmup(kernel, c.chain, c.adaptation))(chains), None)
+
+
+@eqx.filter_jit
+def draw(
+    kernel: AbstractKernel,
+    target: ChainTarget,
+    chains: Chains,
+    keys: Array,
+    first: Int[Array, ""],
+    num_draws: Int[Array, ""],
+    *,
+    capacity: int,
+    thinning: int,
+) -> tuple[Chains, Array, dict[str, Array]]:
+    """`num_draws <= capacity` draws of every chain, `thinning` transitions each, starting at transition `first`.
+
+    The number of draws is an array: chunks of any length share one compiled program. Returns positions and
+    statistics as `(draw, chain, ...)`; rows from `num_draws` on are not meaningful.
+    """
+
+    def one_draw(i: Array, chain: ChainState) -> tuple[ChainState, dict[str, Array]]:
+        def run(logdensity_fn: LogDensityFn, chain: ChainState, key: Array) -> tuple[ChainState, dict[str, Array]]:
+            return _thinned(kernel, logdensity_fn, chain, key, first + i * thinning, thinning)
+
+        return _vmap_chains(run, target, chain, keys)
+
+    def step(i: Array, carry: tuple) -> tuple:
+        # The loop is outside, the chains inside: so a row is written by one slice update, not by a scatter.
+        chain, positions, stats = carry
+        chain, new = one_draw(i, chain)
+        stats = jax.tree.map(lambda rows, row: jax.lax.dynamic_update_index_in_dim(rows, row, i, 0), stats, new)
+        return chain, jax.lax.dynamic_update_index_in_dim(positions, _positions(chain), i, 0), stats
+
+    chain = chains.chain
+    shapes = eqx.filter_eval_shape(one_draw, jnp.zeros((), jnp.int32), chain)[1]
+    stats = jax.tree.map(lambda leaf: jnp.zeros((capacity, *leaf.shape), leaf.dtype), shapes)
+    start = _positions(chain)
+    positions = jnp.zeros((capacity, *start.shape), start.dtype)
+    chain, positions, stats = jax.lax.fori_loop(0, num_draws, step, (chain, positions, stats))
+    return Chains(chain, None), positions, stats
+
+
+def _positions(chain: ChainState) -> Array:
+    return jax.vmap(lambda one: one.position)(chain)
+
+
+def _thinned(
+    kernel: AbstractKernel, logdensity_fn: LogDensityFn, chain: ChainState, key: Array, first: Array, thinning: int
+) -> tuple[ChainState, dict[str, Array]]:
+    """`thinning` transitions: rates are averaged, faults are any, work is summed, the rest is the last one's."""
+    chain, stats = advance_chain(kernel, logdensity_fn, chain, jax.random.fold_in(key, first))
+    if thinning == 1:
+        return chain, stats
+
+    def step(j: Array, carry: tuple) -> tuple:
+        chain, total = carry
+        chain, stats = advance_chain(kernel, logdensity_fn, chain, jax.random.fold_in(key, first + j))
+        combined = {}
+        for name, value in stats.items():
+            if name in ("acceptance_rate", "n_steps"):
+                value = total[name] + value
+            elif value.dtype == bool:
+                value = total[name] | value
+            combined[name] = value
+        return chain, combined
+
+    chain, stats = jax.lax.fori_loop(1, thinning, step, (chain, stats))
+    if "acceptance_rate" in stats:
+        rate = stats["acceptance_rate"]
+        stats = stats | {"acceptance_rate": rate / jnp.asarray(thinning, rate.dtype)}
+    return chain, stats
+
+
+def run_chains(
+    energy: AbstractEnergy,
+    kernel: AbstractKernel,
+    initial_positions: Float[Array, "chain ..."],
+    *,
+    key: PRNGKey,
+    num_warmup: int,
+    num_samples: int,
+    thinning: int = 1,
+    condition: Float[Array, "..."] | None = None,
+    precondition: str = "diagonal",
+) -> tuple[Float[Array, "chain draw ..."], dict[str, Array], Chains]:
+    r"""The core of `sample` as one pure function: it may be jitted, vmapped, and called inside other programs.
+
+    The same draws as `sample` with the same key and starting positions; no checks, no progress, no problems.
+
+    Args:
+        energy: what to sample.
+        kernel: how; its `step_size` is where warm-up starts.
+        initial_positions: shape `(chain, *event_shape)`.
+        key: one typed JAX key.
+        num_warmup: transitions before the first draw.
+        num_samples: draws of each chain.
+        thinning: transitions per draw.
+        condition: for conditional energies, shape `condition_shape` or `(chain, *condition_shape)`.
+        precondition: `"diagonal"` or `"none"`.
+
+    Returns:
+        positions `(chain, draw, *event_shape)`, statistics `(chain, draw)` by name, and the final state.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, ebm_ppl as ebm
+        >>> energy = ebm.energies.Gaussian(mean=jnp.zeros(2), covariance=jnp.eye(2))
+        >>> positions, stats, _ = ebm.sampling.run_chains(
+        ...     energy, ebm.MALA(0.5), jnp.zeros((3, 2)), key=jax.random.key(0), num_warmup=50, num_samples=10)
+        >>> positions.shape, sorted(stats)[:2]
+        ((3, 10, 2), ['acceptance_rate', 'diverging'])
+    """
+    num_chains = initial_positions.shape[0]
+    target = chain_target(energy, condition, num_chains)
+    keys = chain_keys(key, num_chains)
+    tune = tunes(kernel, num_warmup)
+    chains = start_chains(kernel, target, initial_positions, keys, tune=tune)
+    done = 0
+    for window in warmup_windows(num_warmup):
+        slow = window.slow and tune and precondition == "diagonal"
+        count = jnp.asarray(window.num_steps, jnp.int32)
+        chains, _ = warm_up(kernel, target, chains, keys, jnp.asarray(done, jnp.int32), count, jnp.asarray(slow))
+        done += window.num_steps
+        if slow:
+            chains = close_slow_window(kernel, target, chains, keys, jnp.asarray(done, jnp.int32))
+    if tune:
+        chains = close_warmup(kernel, chains)
+    first, count = jnp.asarray(done, jnp.int32), jnp.asarray(num_samples, jnp.int32)
+    chains, positions, stats = draw(kernel, target, chains, keys, first, count, capacity=num_samples, thinning=thinning)
+    positions, stats = jax.tree.map(lambda rows: jnp.swapaxes(rows, 0, 1), (positions, stats))
+    return positions, stats, chains
+
+
+def tunes(kernel: AbstractKernel, num_warmup: int) -> bool:
+    """Whether warm-up adapts anything: it needs steps, and an acceptance rate to steer by."""
+    return num_warmup > 0 and kernel.target_acceptance_rate is not None
+
+
+def chain_target(energy: AbstractEnergy, condition: Array | None, num_chains: int) -> ChainTarget:
+    """The target of all chains; a condition with a leading chain axis gives each chain its own."""
+    if condition is None or energy.condition_shape is None:
+        return ChainTarget(energy, condition, condition_per_chain=False)
+    return ChainTarget(energy, condition, condition_per_chain=condition.ndim > len(energy.condition_shape))
+
+
+def chunk_capacity(num_samples: int, num_chains: int, event_shape: tuple[int, ...], itemsize: int) -> int:
+    """Draws per chunk that keep the device's buffer near 64 MiB; a power of two, so that programs are shared."""
+    per_draw = num_chains * (math.prod(event_shape) * itemsize + 40)
+    most = max(1, 2**26 // per_draw)
+    return min(2 ** (most.bit_length() - 1), 2 ** max(0, num_samples - 1).bit_length())
