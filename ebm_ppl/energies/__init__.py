@@ -4,8 +4,6 @@ from ebm_ppl.energies._base import AbstractEnergy as AbstractEnergy
 from ebm_ppl.energies._base import AbstractReferenceEnergy as AbstractReferenceEnergy
 from ebm_ppl.energies._check_start import check_start as check_start
 from ebm_ppl.energies._check_start import start_is_finite as start_is_finite
-from ebm_ppl.energies._check_start import check_start as check_start
-from ebm_ppl.energies._check_start import start_is_finite as start_is_finite
 from ebm_ppl.energies._conv import ConvEnergy as ConvEnergy
 from ebm_ppl.energies._function import FunctionEnergy as FunctionEnergy
 from ebm_ppl.energies._gaussian import Gaussian as Gaussian

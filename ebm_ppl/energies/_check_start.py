@@ -39,11 +39,10 @@ def check_start(energy: AbstractEnergy, positions: Any, condition: Any = None, *
         >>> ebm.energies.check_start(ebm.energies.Gaussian(jnp.zeros(2), jnp.eye(2)), jnp.ones((4, 2)))
 
     References:
-        Salvatier, Wiecki, Fonnesbeck (2016). Probabilistic programming in Python using PyMC3 (whose starting-point check
-        this follows). PeerJ Computer Science 2:e55. doi:10.7717/peerj-cs.55
+        Gelman, Vehtari, Simpson, et al. (2020). Bayesian workflow. arXiv:2011.01808
     """
     starts = _check_static(energy, positions, condition, needs_gradient=needs_gradient)
-    values, gradients = _values_and_gradients(energy, starts, condition, needs_gradient)
+    values, gradients = _values_and_gradients(energy, starts, condition, needs_gradient=needs_gradient)
     _check_values(energy, starts, values, gradients)
     if needs_gradient and not bool(jnp.any(gradients != 0)):
         _check_zero_gradient(energy, starts, condition, np.asarray(values))
@@ -75,10 +74,10 @@ def start_is_finite(
         [True, False]
 
     References:
-        Salvatier, Wiecki, Fonnesbeck (2016). PeerJ Computer Science 2:e55. doi:10.7717/peerj-cs.55
+        Gelman, Vehtari, Simpson, et al. (2020). Bayesian workflow. arXiv:2011.01808
     """
     starts = _check_static(energy, positions, condition, needs_gradient=needs_gradient)
-    values, gradients = _values_and_gradients(energy, starts, condition, needs_gradient)
+    values, gradients = _values_and_gradients(energy, starts, condition, needs_gradient=needs_gradient)
     return jnp.isfinite(values) & _finite_rows(gradients)
 
 
@@ -101,7 +100,7 @@ def _check_static(energy: AbstractEnergy, positions: Any, condition: Any, *, nee
 
 @eqx.filter_jit
 def _values_and_gradients(
-    energy: AbstractEnergy, positions: Array, condition: Any, needs_gradient: bool
+    energy: AbstractEnergy, positions: Array, condition: Any, *, needs_gradient: bool = True
 ) -> tuple[Float[Array, " chain"], Float[Array, "chain ..."]]:
     if needs_gradient:
         return jax.vmap(lambda x: jax.value_and_grad(evaluate, argnums=1)(energy, x, condition))(positions)
@@ -138,7 +137,7 @@ def _check_zero_gradient(energy: AbstractEnergy, positions: Array, condition: An
     seen = [values]
     for index, scale in enumerate((0.1, 1.0, 10.0)):
         noise = jax.random.normal(jax.random.key(index), positions.shape, positions.dtype)
-        nearby, gradients = _values_and_gradients(energy, positions + scale * noise, condition, True)
+        nearby, gradients = _values_and_gradients(energy, positions + scale * noise, condition)
         if bool(jnp.any(gradients != 0)):
             return
         seen.append(np.asarray(nearby))
@@ -146,8 +145,9 @@ def _check_zero_gradient(energy: AbstractEnergy, positions: Array, condition: An
     finite = finite[np.isfinite(finite)]
     if np.ptp(finite) > 0:
         raise NonDifferentiableEnergyError(
-            f"`{label(energy)}` has gradient exactly zero at every starting position and around, while its energy varies "
-            f"from {finite.min():.6g} to {finite.max():.6g}: look for round, floor, sign, a comparison or stop_gradient."
+            f"`{label(energy)}` has gradient exactly zero at every starting position and around, while its energy "
+            f"varies from {finite.min():.6g} to {finite.max():.6g}: "
+            "look for round, floor, sign, a comparison or stop_gradient."
         )
 
 

@@ -27,9 +27,9 @@ class Drawable(Protocol):
 
 def draw_events(energy: Drawable, key: PRNGKey, sample_shape: tuple[int, ...]) -> Array:
     """Independent draws of shape `(*sample_shape, *event_shape)`; compiled once per energy structure and count."""
-    keys_of = check_key(key)
+    typed_key = check_key(key)
     shape = tuple(check_count("sample_shape", size, 0) for size in sample_shape)
-    return _draw_flat(energy, keys_of, math.prod(shape)).reshape(shape + energy.event_shape)
+    return _draw_flat(energy, typed_key, math.prod(shape)).reshape(shape + energy.event_shape)
 
 
 @eqx.filter_jit
