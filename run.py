@@ -283,7 +283,7 @@ def build(exe, guard):
         steps.insert(0, [*python, "-m", "venv", ENVIRONMENT])
     write_stamp(UNFINISHED)
     with open(LOCK) as file:
-        say("installing %d locked packages (a minute or two the first time)" % sum("==" in line for line in file))
+        say("installing %d locked packages (the first time: a minute or two)" % sum("==" in line for line in file))
     for step in steps:
         if call(step, (guard.fileno(),)) != 0:  # the open guard outlives this process with an orphaned pip
             os.unlink(STAMP)
@@ -338,7 +338,7 @@ def lint(exe):
         [exe, "-m", "ruff", "check"],
         [exe, "-m", "ruff", "format", "--check"],
         [exe, "-m", "pyright", "--pythonpath", exe],
-        [executable(ENVIRONMENT, "lint-imports")],
+        [exe, "-c", "from importlinter.cli import lint_imports_command; lint_imports_command()"],
         [exe, "-m", "codespell_lib"],
     ]
     codes = [subprocess.call(check, env=child_environment()) for check in checks]
