@@ -80,6 +80,7 @@ def output_of(command, timeout=None):
             code = process.wait(timeout)
         except subprocess.TimeoutExpired:
             process.kill() if WINDOWS else os.killpg(process.pid, 9)
+            process.wait()
             return None
         output.seek(0)
         return output.read().decode("utf-8", "replace") if code == 0 else None
@@ -202,16 +203,17 @@ def call(command, keep_open=()):
     except OSError as error:
         say("%s does not start: %s" % (command[0], error))
         return 1
-    try:
-        for line in process.stdout or ():
-            text = line.decode("utf-8", "replace")
-            if not HARMLESS.match(text):
-                sys.stderr.write(text)
-        return process.wait()
-    except KeyboardInterrupt:
-        process.terminate()
-        process.wait()
-        raise
+    with process:
+        try:
+            for line in process.stdout or ():
+                text = line.decode("utf-8", "replace")
+                if not HARMLESS.match(text):
+                    sys.stderr.write(text)
+            return process.wait()
+        except KeyboardInterrupt:
+            process.terminate()
+            process.wait()
+            raise
 
 
 def expected_stamp():
