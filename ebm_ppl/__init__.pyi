@@ -1,7 +1,13 @@
+from . import diagnostics as diagnostics
 from . import energies as energies
 from . import errors as errors
 from . import kernels as kernels
+from . import objectives as objectives
 from . import sampling as sampling
+from . import training as training
+from .diagnostics import Report as Report
+from .diagnostics import diagnose as diagnose
+from .diagnostics import to_datatree as to_datatree
 from .energies import AbstractEnergy as AbstractEnergy
 from .energies import AbstractReferenceEnergy as AbstractReferenceEnergy
 from .energies import ConvEnergy as ConvEnergy
@@ -25,10 +31,12 @@ from .errors import NonFiniteEnergyError as NonFiniteEnergyError
 from .errors import Problem as Problem
 from .errors import SamplingWarning as SamplingWarning
 from .errors import TrainingDivergedError as TrainingDivergedError
+from .kernels import AbstractKernel as AbstractKernel
 from .kernels import HMC as HMC
 from .kernels import MALA as MALA
 from .kernels import NUTS as NUTS
 from .kernels import ULA as ULA
-from .kernels import AbstractKernel as AbstractKernel
 from .sampling import Draws as Draws
 from .sampling import sample as sample
+from .training import FitResult as FitResult
+from .training import fit as fit
