@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array
 
 from ebm_ppl.errors import EnergyDtypeError, EnergyShapeError, InvalidDataError, KeyArgumentError
@@ -39,7 +40,7 @@ def check_count(name: str, value: Any, minimum: int = 1) -> int:
 
 def check_positive(name: str, value: Any) -> None:
     """`value` must be a positive finite number (concrete values only: tracers pass)."""
-    if isinstance(value, jax.core.Tracer):
+    if isinstance(value, Tracer):
         return
     try:
         array = np.asarray(value, dtype=float)
@@ -124,6 +125,6 @@ def check_condition(
     allowed = [tuple(condition_shape)] + ([] if num_chains is None else [(num_chains, *condition_shape)])
     if array.shape not in allowed:
         raise EnergyShapeError(f"`condition` must have shape {' or '.join(map(str, allowed))}; got {array.shape}.")
-    if not isinstance(array, jax.core.Tracer):
+    if not isinstance(array, Tracer):
         check_finite("condition", array)
     return array

@@ -7,14 +7,14 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from typing import TextIO
+from typing import Any
 
 from tqdm.auto import tqdm
 
 PLAIN_INTERVAL = 10.0  # seconds between plain lines where there is no terminal
 
 
-def _interactive(stream: TextIO) -> bool:
+def _interactive(stream: Any) -> bool:
     notebook = "ipykernel" in sys.modules
     return notebook or (stream.isatty() and not os.environ.get("CI"))
 
@@ -31,7 +31,7 @@ class Progress:
     """
 
     def __init__(
-        self, total: int, label: str, *, unit: str = "step", enabled: bool = True, stream: TextIO | None = None
+        self, total: int, label: str, *, unit: str = "step", enabled: bool = True, stream: Any = None
     ) -> None:
         self._stream = sys.stderr if stream is None else stream
         self._total, self._label, self._unit, self._done = total, label, unit, 0

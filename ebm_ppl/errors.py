@@ -81,7 +81,7 @@ class Problem:
     code: str
     advice: str
     chain: int | None = None
-    value: float | None = None
+    value: float | int | None = None
 
     def __str__(self) -> str:
         """`CODE (chain, value): advice`."""
@@ -98,7 +98,7 @@ class SamplingWarning(UserWarning):
         message: str,
         code: str = "",
         chain: tuple[int, ...] = (),
-        value: float | None = None,
+        value: float | int | None = None,
     ) -> None:
         super().__init__(message)
         self.code, self.chain, self.value = code, chain, value

@@ -40,8 +40,9 @@ def mcse_mean(draws) -> np.ndarray:
     """ArviZ's Monte Carlo standard error of the mean over `(chain, draw, ...)`; NaN for constant draws (never 0)."""
     draws = np.asarray(draws, float)
     flat = draws.reshape(*draws.shape[:2], -1)
-    errors = np.array([float(arviz_stats.base.array_stats.mcse(flat[..., i], method="mean")) for i in range(flat.shape[-1])])
-    errors[np.array([np.ptp(flat[..., i]) == 0 for i in range(flat.shape[-1])])] = np.nan
+    columns = [flat[..., i] for i in range(flat.shape[-1])]
+    mcse = arviz_stats.base.array_stats.mcse
+    errors = np.array([np.nan if np.ptp(column) == 0 else float(mcse(column, method="mean")) for column in columns])
     return errors.reshape(draws.shape[2:])
 
 

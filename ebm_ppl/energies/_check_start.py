@@ -25,7 +25,7 @@ def check_start(energy: AbstractEnergy, positions: Any, condition: Any = None, *
     Args:
         energy: E.
         positions: starting positions, shape `(chain, *event_shape)`, float32 or float64.
-        condition: one condition shared by the chains, or None.
+        condition: `condition_shape` for all chains, `(chain, *condition_shape)` for each its own, or None.
         needs_gradient: False for kernels that do not differentiate.
 
     Raises:
@@ -56,7 +56,7 @@ def start_is_finite(
     Args:
         energy: E.
         positions: shape `(chain, *event_shape)`.
-        condition: one condition shared by the chains, or None.
+        condition: `condition_shape` for all chains, `(chain, *condition_shape)` for each its own, or None.
         needs_gradient: False for kernels that do not differentiate.
 
     Returns:
@@ -92,19 +92,27 @@ def _check_static(energy: AbstractEnergy, positions: Any, condition: Any, *, nee
             f"got {starts.shape}."
         )
     event = jax.ShapeDtypeStruct(shape, starts.dtype)
-    check_value(energy, event, condition)
+    one = condition[0] if _per_chain(energy, condition) else condition
+    check_value(energy, event, one)
     if needs_gradient:
-        check_gradient(energy, event, condition)
+        check_gradient(energy, event, one)
     return starts
+
+
+def _per_chain(energy: AbstractEnergy, condition: Any) -> bool:
+    return condition is not None and jnp.ndim(condition) == len(energy.condition_shape or ()) + 1
 
 
 @eqx.filter_jit
 def _values_and_gradients(
     energy: AbstractEnergy, positions: Array, condition: Any, *, needs_gradient: bool = True
 ) -> tuple[Float[Array, " chain"], Float[Array, "chain ..."]]:
+    in_axes = (0, 0 if _per_chain(energy, condition) else None)
     if needs_gradient:
-        return jax.vmap(lambda x: jax.value_and_grad(evaluate, argnums=1)(energy, x, condition))(positions)
-    return jax.vmap(lambda x: evaluate(energy, x, condition))(positions), jnp.zeros_like(positions)
+        gradient = jax.value_and_grad(evaluate, argnums=1)
+        return jax.vmap(lambda x, y: gradient(energy, x, y), in_axes=in_axes)(positions, condition)
+    values = jax.vmap(lambda x, y: evaluate(energy, x, y), in_axes=in_axes)(positions, condition)
+    return values, jnp.zeros_like(positions)
 
 
 def _finite_rows(gradients: Float[Array, "chain ..."]) -> Bool[Array, " chain"]:

@@ -1,7 +1,7 @@
 """The uniform face of a transition kernel."""
 
 import abc
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import blackjax
 import equinox as eqx
@@ -10,6 +10,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ebm_ppl._types import LogDensityFn
+
+if TYPE_CHECKING:
+    from typing import ClassVar as AbstractClassVar  # what type checkers know of it
+else:
+    from equinox import AbstractClassVar
 
 
 class AbstractKernel(eqx.Module):
@@ -31,7 +36,7 @@ class AbstractKernel(eqx.Module):
     """
 
     step_size: eqx.AbstractVar[float | Float[Array, "..."]]
-    target_acceptance_rate: eqx.AbstractClassVar[float | None]
+    target_acceptance_rate: AbstractClassVar[float | None]
     adjusted: ClassVar[bool] = True
 
     @abc.abstractmethod
@@ -43,7 +48,7 @@ class AbstractKernel(eqx.Module):
         """Statistics of one transition under ArviZ names; scalars."""
 
 
-def is_nonfinite(logdensity: Array, logdensity_grad: Any) -> Array:
+def is_nonfinite(logdensity: Any, logdensity_grad: Any) -> Array:
     """Whether a proposed point is numerically unusable.
 
     True where the log density is NaN or +inf, or where it is finite but some entry of its gradient is not. A log
@@ -59,6 +64,6 @@ def identity_metric(position: Any) -> Array:
     return jnp.ones(sum(leaf.size for leaf in leaves), leaves[0].dtype)
 
 
-def with_step_size(kernel: AbstractKernel, step_size: Array) -> AbstractKernel:
+def with_step_size[K: AbstractKernel](kernel: K, step_size: float | Array) -> K:
     """`kernel` with another step size; an array, so that changing it never recompiles."""
     return eqx.tree_at(lambda k: k.step_size, kernel, step_size)

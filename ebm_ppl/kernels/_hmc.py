@@ -1,6 +1,6 @@
 """Hamiltonian Monte Carlo with a fixed trajectory length."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import blackjax
 import equinox as eqx
@@ -52,7 +52,7 @@ class HMC(AbstractKernel):
         """BlackJAX's HMC transition for this log density."""
         kernel = blackjax.hmc.build_kernel()
 
-        def step(rng_key: Array, state: blackjax.mcmc.hmc.HMCState) -> tuple:
+        def step(rng_key: Array, state: Any) -> Any:
             metric = identity_metric(state.position)
             return kernel(rng_key, state, logdensity_fn, self.step_size, metric, self.num_integration_steps)
 
@@ -60,7 +60,7 @@ class HMC(AbstractKernel):
             lambda position, rng_key=None: blackjax.hmc.init(position, logdensity_fn), step
         )
 
-    def stats(self, state: blackjax.mcmc.hmc.HMCState, info: blackjax.mcmc.hmc.HMCInfo) -> dict[str, Array]:
+    def stats(self, state: Any, info: Any) -> dict[str, Array]:
         """`acceptance_rate diverging energy nonfinite_proposal n_steps`; `energy` is the Hamiltonian."""
         return {
             "acceptance_rate": info.acceptance_rate,

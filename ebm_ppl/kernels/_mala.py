@@ -1,7 +1,7 @@
 """The Metropolis-adjusted Langevin algorithm."""
 
 import operator
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import blackjax
 import jax
@@ -64,10 +64,10 @@ class MALA(AbstractKernel):
 
     def build(self, logdensity_fn: LogDensityFn) -> blackjax.base.SamplingAlgorithm:
         """The MALA transition for this log density."""
-        propose = overdamped_langevin(jax.value_and_grad(logdensity_fn))
+        propose: Any = overdamped_langevin(jax.value_and_grad(logdensity_fn))
         log_acceptance = compute_asymmetric_acceptance_ratio(_transition_energy)
 
-        def step(rng_key: Array, state: MALAState) -> tuple[MALAState, MALAInfo]:
+        def step(rng_key: Array, state: Any) -> Any:
             proposal_key, accept_key = jax.random.split(rng_key)
             proposal = MALAState(*propose(proposal_key, state, self.step_size))
             log_ratio = log_acceptance(state, proposal, step_size=self.step_size)
@@ -88,7 +88,7 @@ class MALA(AbstractKernel):
         }
 
 
-def _transition_energy(state: MALAState, new_state: MALAState, step_size: Array) -> Array:
+def _transition_energy(state: MALAState, new_state: MALAState, step_size: float | Array) -> Array:
     """-log p(new) - log q(new -> old), up to a constant: BlackJAX's convention for asymmetric proposals."""
     squares = jax.tree.map(
         lambda x, new_x, gradient: jnp.sum((x - new_x - step_size * gradient) ** 2),

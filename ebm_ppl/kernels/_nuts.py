@@ -1,6 +1,6 @@
 """The no-U-turn sampler."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import blackjax
 import equinox as eqx
@@ -51,7 +51,7 @@ class NUTS(AbstractKernel):
         """BlackJAX's NUTS transition for this log density."""
         kernel = blackjax.nuts.build_kernel()
 
-        def step(rng_key: Array, state: blackjax.mcmc.hmc.HMCState) -> tuple:
+        def step(rng_key: Array, state: Any) -> Any:
             metric = identity_metric(state.position)
             return kernel(rng_key, state, logdensity_fn, self.step_size, metric, self.max_num_doublings)
 
@@ -59,7 +59,7 @@ class NUTS(AbstractKernel):
             lambda position, rng_key=None: blackjax.nuts.init(position, logdensity_fn), step
         )
 
-    def stats(self, state: blackjax.mcmc.hmc.HMCState, info: blackjax.mcmc.nuts.NUTSInfo) -> dict[str, Array]:
+    def stats(self, state: Any, info: Any) -> dict[str, Array]:
         """`acceptance_rate diverging energy nonfinite_proposal n_steps tree_depth`; `energy` is the Hamiltonian."""
         left, right = info.trajectory_leftmost_state, info.trajectory_rightmost_state
         return {

@@ -70,18 +70,18 @@ class ULA(AbstractKernel):
 
     def build(self, logdensity_fn: LogDensityFn) -> blackjax.base.SamplingAlgorithm:
         """The unadjusted Langevin transition for this log density."""
-        propose = overdamped_langevin(jax.value_and_grad(logdensity_fn))
+        propose: Any = overdamped_langevin(jax.value_and_grad(logdensity_fn))
 
         def init(position: Any, rng_key: Array | None = None) -> ULAState:
             return ULAState(*blackjax.mala.init(position, logdensity_fn), diverged=jnp.zeros((), bool))
 
-        def step(rng_key: Array, state: ULAState) -> tuple[ULAState, ULAInfo]:
-            proposal = propose(rng_key, blackjax.mcmc.mala.MALAState(*state[:3]), self.step_size)
-            nonfinite = is_nonfinite(proposal.logdensity, proposal.logdensity_grad)
-            # Without a rejection a wall (-inf) cannot be handled either: the chain would sit outside the support.
-            diverged = state.diverged | nonfinite | ~jnp.isfinite(proposal.logdensity)
+        def step(rng_key: Array, state: Any) -> Any:
+            proposal = propose(rng_key, state[:3], self.step_size)
+            # Without a rejection a wall (log density -inf) cannot be handled either: it counts as a fault too.
+            failed = is_nonfinite(proposal.logdensity, proposal.logdensity_grad) | ~jnp.isfinite(proposal.logdensity)
+            diverged = state.diverged | failed
             new_state = jax.tree.map(lambda old, new: jnp.where(diverged, old, new), tuple(state[:3]), tuple(proposal))
-            return ULAState(*new_state, diverged=diverged), ULAInfo(nonfinite & ~state.diverged)
+            return ULAState(*new_state, diverged=diverged), ULAInfo(failed & ~state.diverged)
 
         return blackjax.base.SamplingAlgorithm(init, step)
 

@@ -30,7 +30,7 @@ class Chains(NamedTuple):
     """The state of all chains between two chunks: everything needed to go on."""
 
     chain: ChainState
-    adaptation: Adaptation | None
+    adaptation: Adaptation | Any  # None once nothing adapts
 
 
 class ChainTarget(eqx.Module):

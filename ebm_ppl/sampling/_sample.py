@@ -41,14 +41,14 @@ PRECONDITIONERS = ("diagonal", "none")
 
 
 def sample(
-    energy: AbstractEnergy,
-    kernel: AbstractKernel | None = None,
+    energy: AbstractEnergy | Any,
+    kernel: AbstractKernel | Any = None,
     *,
-    key: Array,
-    num_chains: int = 4,
-    num_warmup: int = 1000,
-    num_samples: int = 1000,
-    thinning: int = 1,
+    key: Array | Any,
+    num_chains: int | Any = 4,
+    num_warmup: int | Any = 1000,
+    num_samples: int | Any = 1000,
+    thinning: int | Any = 1,
     initial_positions: Any = None,
     condition: Any = None,
     precondition: str = "diagonal",
@@ -141,6 +141,10 @@ def _check_settings(energy: object, kernel: object, precondition: object) -> Non
         raise ValueError(f"`precondition` must be one of {PRECONDITIONERS}; got {precondition!r}.")
 
 
+def _int32(value: int) -> Array:
+    return jnp.asarray(value, jnp.int32)
+
+
 @dataclasses.dataclass
 class _Run:
     """The host side of one call: chunks, progress, and where the draws are gathered."""
@@ -181,7 +185,7 @@ class _Run:
                 count = min(left, pace.count)
                 with pace.timed(count):
                     chains, rate = warm_up(
-                        self.kernel, self.target, chains, keys, np.int32(done), np.int32(count), np.asarray(slow)
+                        self.kernel, self.target, chains, keys, _int32(done), _int32(count), jnp.asarray(slow)
                     )
                     rate = np.asarray(rate)
                 done, left = done + count, left - count
@@ -190,7 +194,7 @@ class _Run:
             if interruption.requested:
                 break
             if slow:
-                chains = close_slow_window(self.kernel, self.target, chains, keys, np.int32(done))
+                chains = close_slow_window(self.kernel, self.target, chains, keys, _int32(done))
         return (close_warmup(self.kernel, chains) if tune else chains), done
 
     def _draw(
@@ -204,14 +208,14 @@ class _Run:
         while done < self.num_samples and not interruption.requested:
             count = min(self.num_samples - done, pace.count, capacity)
             with pace.timed(count):
-                first = np.int32(self.num_warmup + done * self.thinning)
+                first = _int32(self.num_warmup + done * self.thinning)
                 chains, positions, stats = draw(
                     self.kernel,
                     self.target,
                     chains,
                     keys,
                     first,
-                    np.int32(count),
+                    _int32(count),
                     capacity=capacity,
                     thinning=self.thinning,
                 )
@@ -229,8 +233,8 @@ class _Run:
                 self.target,
                 chains,
                 keys,
-                np.int32(0),
-                np.int32(0),
+                _int32(0),
+                _int32(0),
                 capacity=capacity,
                 thinning=self.thinning,
             )
