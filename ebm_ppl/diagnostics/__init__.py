@@ -1,1 +1,8 @@
 """Whether to believe the draws: ArviZ-native conversion, checks and verdicts."""
+
+from ebm_ppl.diagnostics._diagnose import diagnose as diagnose
+from ebm_ppl.diagnostics._mixing import mixing as mixing
+from ebm_ppl.diagnostics._report import Report as Report
+from ebm_ppl.diagnostics._storage import load_datatree as load_datatree
+from ebm_ppl.diagnostics._storage import save_datatree as save_datatree
+from ebm_ppl.diagnostics._to_datatree import to_datatree as to_datatree
