@@ -18,13 +18,20 @@ POSITIONS = 2**31 + 2  # folded into the run's key, beyond every chain number
 
 
 def starting_positions(
-    energy: AbstractEnergy, initial_positions: object, condition: Array | None, *, key: PRNGKey, num_chains: int
+    energy: AbstractEnergy,
+    initial_positions: object,
+    condition: Array | None,
+    *,
+    key: PRNGKey,
+    num_chains: int,
+    needs_gradient: bool = True,
 ) -> tuple[Array, int]:
     """Checked positions `(chain, *event)` and how often some of them had to be redrawn.
 
     Raises:
         EnergyShapeError: `initial_positions` is not `(num_chains, *event_shape)`.
-        NonFiniteEnergyError: the energy or its gradient is not finite at a given position, or at ours after 10 redraws.
+        NonFiniteEnergyError: the energy, or a gradient that is needed, is not finite at a given position, or at ours
+            after 10 redraws.
     """
     if initial_positions is not None:
         positions = check_floating("initial_positions", initial_positions)
@@ -33,19 +40,19 @@ def starting_positions(
             raise EnergyShapeError(
                 f"`initial_positions` must have shape (num_chains, *event_shape) = {expected}; got {positions.shape}."
             )
-        check_start(energy, positions, condition)
+        check_start(energy, positions, condition, needs_gradient=needs_gradient)
         return positions, 0
     positions = _draw(key, 0, num_chains, energy.event_shape)
     redraws = 0
     while redraws < MAX_REDRAWS:
-        finite = np.asarray(start_is_finite(energy, positions, condition))
+        finite = np.asarray(start_is_finite(energy, positions, condition, needs_gradient=needs_gradient))
         if finite.all():
             break
         redraws += 1
         fresh = _draw(key, redraws, num_chains, energy.event_shape)
         keep = jnp.asarray(finite).reshape(-1, *(1 for _ in energy.event_shape))
         positions = jnp.where(keep, positions, fresh)
-    check_start(energy, positions, condition)
+    check_start(energy, positions, condition, needs_gradient=needs_gradient)
     return positions, redraws
 
 

@@ -62,12 +62,18 @@ def _vmap_chains(function: Any, target: ChainTarget, *args: Any) -> Any:
 
 @eqx.filter_jit
 def start_chains(
-    kernel: AbstractKernel, target: ChainTarget, positions: Float[Array, "chain ..."], keys: Array, *, tune: bool
+    kernel: AbstractKernel,
+    target: ChainTarget,
+    positions: Float[Array, "chain ..."],
+    keys: Array,
+    *,
+    tune: bool,
+    precondition: str,
 ) -> Chains:
     """All chains at their starting positions; with `tune`, a reasonable first step size and empty moments."""
 
     def start(logdensity_fn: LogDensityFn, position: Array, key: Array) -> Chains:
-        chain = start_chain(kernel, logdensity_fn, position, jax.random.fold_in(key, START))
+        chain = start_chain(kernel, logdensity_fn, position, jax.random.fold_in(key, START), precondition)
         if not tune:
             return Chains(chain, None)
         return Chains(*start_adaptation(kernel, logdensity_fn, chain, jax.random.fold_in(key, TUNE)))
@@ -104,9 +110,12 @@ def warm_up(
 
 @eqx.filter_jit
 def close_slow_window(
-    kernel: AbstractKernel, target: ChainTarget, chains: Chains, keys: Array, step: Int[Array, ""]
+    kernel: AbstractKernel, target: ChainTarget, chains: Chains, keys: Array, step: Int[Array, ""], *, pool: bool
 ) -> Chains:
-    """Put the scales learnt in a slow window to use; `step` is the number of transitions made so far."""
+    """Put what a slow window taught to use; `step` transitions were made so far. `pool`: chains learn together."""
+    if pool:
+        moments = pooled_moments(chains.adaptation.moments)
+        chains = chains._replace(adaptation=chains.adaptation._replace(moments=moments))
 
     def close(logdensity_fn: LogDensityFn, chains: Chains, key: Array) -> Chains:
         key = jax.random.fold_in(jax.random.fold_in(key, TUNE), step)
@@ -116,9 +125,13 @@ def close_slow_window(
 
 
 @eqx.filter_jit
-def close_warmup(kernel: AbstractKernel, chains: Chains) -> Chains:
-    """Fix the step sizes; from here on nothing adapts."""
-    return Chains(jax.vmap(lambda c: finish_warmup(kernel, c.chain, c.adaptation))(chains), None)
+def close_warmup(kernel: AbstractKernel, chains: Chains, *, pool: bool) -> Chains:
+    """Fix the step sizes, with `pool` at their geometric mean over chains; from here on nothing adapts."""
+    chain = jax.vmap(lambda c: finish_warmup(kernel, c.chain, c.adaptation))(chains)
+    if pool:
+        mean = jnp.exp(jnp.mean(jnp.log(chain.step_size)))
+        chain = chain._replace(step_size=jnp.broadcast_to(mean, chain.step_size.shape))
+    return Chains(chain, None)
 
 
 @eqx.filter_jit
@@ -203,6 +216,7 @@ def run_chains(
     thinning: int = 1,
     condition: Float[Array, "..."] | None = None,
     precondition: str = "diagonal",
+    pool_warmup: bool = False,
 ) -> tuple[Float[Array, "chain draw ..."], dict[str, Array], Chains]:
     r"""The core of `sample` as one pure function: it may be jitted, vmapped, and called inside other programs.
 
@@ -217,7 +231,8 @@ def run_chains(
         num_samples: draws of each chain.
         thinning: transitions per draw.
         condition: for conditional energies, shape `condition_shape` or `(chain, *condition_shape)`.
-        precondition: `"diagonal"` or `"none"`.
+        precondition: `"diagonal"`, `"dense"` or `"none"`.
+        pool_warmup: whether all chains learn one preconditioner and one step size together.
 
     Returns:
         positions `(chain, draw, *event_shape)`, statistics `(chain, draw)` by name, and the final state.
@@ -234,21 +249,34 @@ def run_chains(
     target = chain_target(energy, condition, num_chains)
     keys = chain_keys(key, num_chains)
     tune = tunes(kernel, num_warmup)
-    chains = start_chains(kernel, target, initial_positions, keys, tune=tune)
+    chains = start_chains(kernel, target, initial_positions, keys, tune=tune, precondition=precondition)
     done = 0
     for window in warmup_windows(num_warmup):
-        slow = window.slow and tune and precondition == "diagonal"
+        slow = window.slow and tune and precondition != "none"
         count = jnp.asarray(window.num_steps, jnp.int32)
         chains, _ = warm_up(kernel, target, chains, keys, jnp.asarray(done, jnp.int32), count, jnp.asarray(slow))
         done += window.num_steps
         if slow:
-            chains = close_slow_window(kernel, target, chains, keys, jnp.asarray(done, jnp.int32))
+            chains = close_slow_window(kernel, target, chains, keys, jnp.asarray(done, jnp.int32), pool=pool_warmup)
     if tune:
-        chains = close_warmup(kernel, chains)
+        chains = close_warmup(kernel, chains, pool=pool_warmup)
     first, count = jnp.asarray(done, jnp.int32), jnp.asarray(num_samples, jnp.int32)
     chains, positions, stats = draw(kernel, target, chains, keys, first, count, capacity=num_samples, thinning=thinning)
     positions, stats = jax.tree.map(lambda rows: jnp.swapaxes(rows, 0, 1), (positions, stats))
     return positions, stats, chains
+
+
+def pooled_moments(moments: Any) -> Any:
+    """The moments of all chains' draws together, handed to every chain (Chan, Golub & LeVeque's merging rule)."""
+    counts = moments.sample_size.reshape(-1, *(1 for _ in moments.mean.shape[1:]))
+    total = jnp.sum(moments.sample_size)
+    mean = jnp.sum(counts * moments.mean, axis=0) / total
+    shift = moments.mean - mean[None]
+    between = shift**2 if moments.m2.ndim == 2 else shift[:, :, None] * shift[:, None, :]
+    weights = moments.sample_size.reshape(-1, *(1 for _ in moments.m2.shape[1:]))
+    pooled = type(moments)(mean, jnp.sum(moments.m2 + weights * between, axis=0), total)
+    chains = len(moments.sample_size)
+    return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (chains, *leaf.shape)), pooled)
 
 
 def tunes(kernel: AbstractKernel, num_warmup: int) -> bool:

@@ -19,6 +19,7 @@ from ebm_ppl.kernels import MALA, AbstractKernel
 from ebm_ppl.kernels._base import with_step_size
 from ebm_ppl.sampling._draws import Draws
 from ebm_ppl.sampling._positions import starting_positions
+from ebm_ppl.sampling._preconditioners import PRECONDITIONERS
 from ebm_ppl.sampling._problems import find_problems
 from ebm_ppl.sampling._run_chains import (
     Chains,
@@ -37,7 +38,6 @@ from ebm_ppl.sampling._warmup import warmup_windows
 
 CHUNK_SECONDS = 1.0
 FIRST_CHUNK = 16  # draws of the first chunk, whose time is spent on compilation and says nothing
-PRECONDITIONERS = ("diagonal", "none")
 
 
 def sample(
@@ -52,6 +52,7 @@ def sample(
     initial_positions: Any = None,
     condition: Any = None,
     precondition: str = "diagonal",
+    pool_warmup: bool = False,
     progress_bar: bool = True,
     strict: bool = False,
 ) -> Draws:
@@ -62,9 +63,10 @@ def sample(
     `fold_in(key, c)` and its transition t `fold_in(., t)`: the draws do not depend on the number of chains or on
     the chunks. A second call with an equal configuration compiles nothing.
 
-    Warm-up tunes the step size by dual averaging to the kernel's target acceptance rate and, with
-    `precondition="diagonal"`, learns the scale of every coordinate in Stan's windows; kernels without an acceptance
-    rate (`ULA`) keep their step size and coordinates, warm-up is burn-in for them. Nothing adapts afterwards.
+    Warm-up tunes the step size by dual averaging to the kernel's target acceptance rate and learns, in Stan's
+    windows, the scale of every coordinate (`precondition="diagonal"`) or their covariance (`"dense"`); kernels
+    without an acceptance rate (`ULA`) keep their step size and coordinates: warm-up is burn-in for them. Nothing
+    adapts afterwards.
 
     Args:
         energy: what to sample; nats.
@@ -77,7 +79,10 @@ def sample(
         initial_positions: `(num_chains, *event_shape)`; by default uniform in [-2, 2] in every coordinate, redrawn up
             to ten times where the energy is not finite.
         condition: for conditional energies, one `condition_shape` for all chains or `(num_chains, *condition_shape)`.
-        precondition: `"diagonal"` or `"none"`.
+        precondition: what warm-up learns as change of variables: `"diagonal"` scales, a `"dense"` covariance (for
+            strongly correlated targets of up to a few hundred dimensions), or `"none"`.
+        pool_warmup: let all chains learn one preconditioner and one step size together: better with many chains and
+            a short warm-up; but then a chain's draws depend on the others.
         progress_bar: a bar in a terminal or notebook, one line per 10 s elsewhere.
         strict: raise `ChainFailedError` (carrying the draws) instead of warning when there is a problem.
 
@@ -117,10 +122,15 @@ def sample(
     key = check_key(key)
     condition = check_condition(condition, energy.condition_shape, counts["num_chains"])
     positions, redraws = starting_positions(
-        energy, initial_positions, condition, key=key, num_chains=counts["num_chains"]
+        energy,
+        initial_positions,
+        condition,
+        key=key,
+        num_chains=counts["num_chains"],
+        needs_gradient=kernel.uses_gradient,
     )
     kernel = with_step_size(kernel, jnp.asarray(kernel.step_size, positions.dtype))
-    run = _Run(kernel, chain_target(energy, condition, num_chains), positions, key, precondition, **counts)
+    run = _Run(kernel, chain_target(energy, condition, num_chains), positions, key, precondition, pool_warmup, **counts)
     draws = run.go(progress_bar=progress_bar)
     draws.settings.update(redrawn_starts=redraws)
     if draws.problems and strict:
@@ -154,6 +164,7 @@ class _Run:
     positions: Array
     key: Array
     precondition: str
+    pool_warmup: bool
     num_chains: int
     num_warmup: int
     num_samples: int
@@ -167,7 +178,9 @@ class _Run:
         total = self.num_warmup + self.num_samples * self.thinning
         progress = Progress(total, "warm-up" if self.num_warmup else "sampling", enabled=progress_bar)
         with deferred_interrupt() as interruption:
-            chains = start_chains(self.kernel, self.target, self.positions, keys, tune=tune)
+            chains = start_chains(
+                self.kernel, self.target, self.positions, keys, tune=tune, precondition=self.precondition
+            )
             chains, warmed = self._warm_up(chains, keys, progress, interruption)
             gathered, stats, chains = self._draw(chains, keys, progress, interruption)
         progress.close()
@@ -179,7 +192,7 @@ class _Run:
         tune = tunes(self.kernel, self.num_warmup)
         done, pace = 0, _Pace()
         for window in warmup_windows(self.num_warmup):
-            slow = window.slow and tune and self.precondition == "diagonal"
+            slow = window.slow and tune and self.precondition != "none"
             left = window.num_steps
             while left and not interruption.requested:
                 count = min(left, pace.count)
@@ -194,8 +207,8 @@ class _Run:
             if interruption.requested:
                 break
             if slow:
-                chains = close_slow_window(self.kernel, self.target, chains, keys, _int32(done))
-        return (close_warmup(self.kernel, chains) if tune else chains), done
+                chains = close_slow_window(self.kernel, self.target, chains, keys, _int32(done), pool=self.pool_warmup)
+        return (close_warmup(self.kernel, chains, pool=self.pool_warmup) if tune else chains), done
 
     def _draw(
         self, chains: Chains, keys: Array, progress: Progress, interruption: Interruption
@@ -256,6 +269,7 @@ class _Run:
             "num_samples": self.num_samples,
             "thinning": self.thinning,
             "precondition": self.precondition,
+            "pool_warmup": self.pool_warmup,
             "kernel": type(self.kernel).__name__,
             "adjusted": self.kernel.adjusted,
             "energy": type(self.target.energy).__name__,
@@ -265,7 +279,7 @@ class _Run:
         }
         step_size = np.asarray(chains.chain.step_size).mean()
         kernel = with_step_size(self.kernel, float(step_size))
-        scale = np.asarray(chains.chain.scale)
+        scale = np.asarray(chains.chain.preconditioner.scale)
         return Draws(gathered, stats, kernel, tuple(problems), settings, scale)
 
 

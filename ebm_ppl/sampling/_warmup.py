@@ -1,7 +1,7 @@
-"""Warm-up of one chain: step size by dual averaging, diagonal preconditioning by a change of variables.
+"""Warm-up of one chain: step size by dual averaging, preconditioning by a change of variables.
 
 Everything here is a pure function of one chain; `jax.vmap` makes it many. The chain lives in whitened coordinates
-z = x / scale, where the kernel works with unit metric: so preconditioning serves every kernel alike. What leaves
+z, x = T z, where the kernel works with unit metric: so preconditioning serves every kernel alike. What leaves
 this file (positions, log densities) is in the user's coordinates.
 
 Kernels without a target acceptance rate (ULA) adapt nothing: their step size stays as given, and scales learnt from
@@ -22,32 +22,31 @@ from jaxtyping import Array, Float
 from ebm_ppl._types import LogDensityFn, PRNGKey, Scalar
 from ebm_ppl.kernels import AbstractKernel
 from ebm_ppl.kernels._base import with_step_size
-
-SHRINKAGE = 5.0  # prior observations that keep a window's scale near the previous one; Stan's number
+from ebm_ppl.sampling._preconditioners import AbstractPreconditioner, Diagonal, initial_preconditioner
 
 
 class Whitened(eqx.Module):
-    """z -> log p(scale * z). The constant log-Jacobian is left out, so that values stay those of the user's density."""
+    """z -> log p(T z). The constant log-Jacobian is left out, so that values stay those of the user's density."""
 
     logdensity_fn: LogDensityFn
-    scale: Float[Array, "..."]
+    preconditioner: AbstractPreconditioner
 
     def __call__(self, z: Float[Array, "..."]) -> Scalar:
         """Log density at whitened coordinates."""
-        return self.logdensity_fn(self.scale * z)
+        return self.logdensity_fn(self.preconditioner.to_user(z))
 
 
 class ChainState(NamedTuple):
-    """One chain: BlackJAX's state in whitened coordinates, the step size it uses, and the scale of each coordinate."""
+    """One chain: BlackJAX's state in whitened coordinates, the step size and the preconditioner it uses."""
 
     inner: Any
     step_size: Array
-    scale: Array
+    preconditioner: AbstractPreconditioner
 
     @property
     def position(self) -> Array:
         """Where the chain is, in the user's coordinates."""
-        return self.scale * self.inner.position
+        return self.preconditioner.to_user(self.inner.position)
 
 
 class Adaptation(NamedTuple):
@@ -58,7 +57,7 @@ class Adaptation(NamedTuple):
 
 
 class Window(NamedTuple):
-    """A stretch of warm-up; `slow` ones also learn the scales, which are put to use at their end."""
+    """A stretch of warm-up; `slow` ones also learn the preconditioner, which is put to use at their end."""
 
     num_steps: int
     slow: bool
@@ -95,19 +94,21 @@ def _sizes(num_warmup: int) -> dict[str, int]:
     return {"initial_buffer_size": first, "first_window_size": num_warmup - first - last, "final_buffer_size": last}
 
 
-def start_chain(kernel: AbstractKernel, logdensity_fn: LogDensityFn, position: Array, key: PRNGKey) -> ChainState:
-    """A chain at `position`, unpreconditioned, with the kernel's own step size."""
-    scale = jnp.ones_like(position)
+def start_chain(
+    kernel: AbstractKernel, logdensity_fn: LogDensityFn, position: Array, key: PRNGKey, precondition: str = "diagonal"
+) -> ChainState:
+    """A chain at `position`, with the kernel's own step size and the identity as preconditioner."""
+    preconditioner = initial_preconditioner(precondition, position)
     step_size = jnp.asarray(kernel.step_size, position.dtype)
-    inner = _algorithm(kernel, logdensity_fn, step_size, scale).init(position, key)
-    return ChainState(inner, step_size, scale)
+    inner = _algorithm(kernel, logdensity_fn, step_size, preconditioner).init(position, key)
+    return ChainState(inner, step_size, preconditioner)
 
 
 def advance_chain(
     kernel: AbstractKernel, logdensity_fn: LogDensityFn, chain: ChainState, key: PRNGKey
 ) -> tuple[ChainState, dict[str, Array]]:
     """One transition and its statistics: those of the kernel, `lp` and `step_size`."""
-    inner, info = _algorithm(kernel, logdensity_fn, chain.step_size, chain.scale).step(key, chain.inner)
+    inner, info = _algorithm(kernel, logdensity_fn, chain.step_size, chain.preconditioner).step(key, chain.inner)
     stats = kernel.stats(inner, info) | {"lp": inner.logdensity, "step_size": chain.step_size}
     return chain._replace(inner=inner), stats
 
@@ -120,16 +121,16 @@ def start_adaptation(
     if target is not None:
 
         def transition(step_size: Any) -> Any:
-            return _algorithm(kernel, logdensity_fn, step_size, chain.scale).step
+            return _algorithm(kernel, logdensity_fn, step_size, chain.preconditioner).step
 
         first: Any = chain.step_size  # BlackJAX annotates it as a Python float
         step_size = find_reasonable_step_size(key, transition, chain.inner, first, target)
         chain = chain._replace(step_size=jnp.asarray(step_size, dtype))
     averaging_init, _, _ = dual_averaging_adaptation(0.5 if target is None else target)
-    moments_init, _, _ = welford_algorithm(is_diagonal_matrix=True)
+    moments_init, _, _ = _welford(chain)
     # Counters become floats: strict promotion refuses integer arrays in the float arithmetic of both algorithms.
     averaging = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), averaging_init(chain.step_size))
-    moments = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), moments_init(chain.scale.size))
+    moments = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), moments_init(chain.inner.position.size))
     return chain, Adaptation(averaging, moments)
 
 
@@ -142,7 +143,7 @@ def adapt_chain(
         _, update, _ = dual_averaging_adaptation(kernel.target_acceptance_rate)
         averaging = _keep_dtype(update(averaging, stats["acceptance_rate"]), averaging)
         chain = chain._replace(step_size=jnp.exp(averaging.log_step_size))
-    _, update, _ = welford_algorithm(is_diagonal_matrix=True)
+    _, update, _ = _welford(chain)
     updated = _keep_dtype(update(moments, jnp.ravel(chain.position)), moments)
     moments = jax.tree.map(lambda new, old: jnp.where(slow, new, old), updated, moments)
     return chain, Adaptation(averaging, moments)
@@ -151,21 +152,14 @@ def adapt_chain(
 def end_slow_window(
     kernel: AbstractKernel, logdensity_fn: LogDensityFn, chain: ChainState, adaptation: Adaptation, key: PRNGKey
 ) -> tuple[ChainState, Adaptation]:
-    """Put the learnt scales to use: re-express the chain in the new coordinates and restart the adaptation.
-
-    The new scale of a coordinate is old^(1-w) * sd^w with w = n / (n + 5) after n draws: shrinkage towards the
-    previous scale, on the log scale, so that it does not depend on the units. A coordinate that did not move keeps
-    its scale.
-    """
-    _, _, moments_final = welford_algorithm(is_diagonal_matrix=True)
-    variance, count, _ = moments_final(adaptation.moments)
-    weight = count / (count + SHRINKAGE)
-    sd = jnp.sqrt(variance).reshape(chain.scale.shape)
-    usable = jnp.isfinite(sd) & (sd > 0)
-    scale = jnp.where(usable, chain.scale ** (1 - weight) * jnp.where(usable, sd, 1) ** weight, chain.scale)
+    """Put what was learnt to use: re-express the chain in the new coordinates and restart the adaptation."""
+    _, _, moments_final = _welford(chain)
+    covariance, count, _ = moments_final(adaptation.moments)
+    preconditioner = chain.preconditioner.learn(covariance, count)
     init_key, step_key = jax.random.split(key)
-    inner = _algorithm(kernel, logdensity_fn, chain.step_size, scale).init(chain.position / scale, init_key)
-    return start_adaptation(kernel, logdensity_fn, ChainState(inner, chain.step_size, scale), step_key)
+    algorithm = _algorithm(kernel, logdensity_fn, chain.step_size, preconditioner)
+    inner = algorithm.init(preconditioner.to_whitened(chain.position), init_key)
+    return start_adaptation(kernel, logdensity_fn, ChainState(inner, chain.step_size, preconditioner), step_key)
 
 
 def finish_warmup(kernel: AbstractKernel, chain: ChainState, adaptation: Adaptation) -> ChainState:
@@ -176,8 +170,14 @@ def finish_warmup(kernel: AbstractKernel, chain: ChainState, adaptation: Adaptat
     return chain._replace(step_size=final(adaptation.averaging))
 
 
-def _algorithm(kernel: AbstractKernel, logdensity_fn: LogDensityFn, step_size: Array, scale: Array) -> Any:
-    return with_step_size(kernel, step_size).build(Whitened(logdensity_fn, scale))
+def _algorithm(
+    kernel: AbstractKernel, logdensity_fn: LogDensityFn, step_size: Array, preconditioner: AbstractPreconditioner
+) -> Any:
+    return with_step_size(kernel, step_size).build(Whitened(logdensity_fn, preconditioner))
+
+
+def _welford(chain: ChainState) -> Any:
+    return welford_algorithm(is_diagonal_matrix=isinstance(chain.preconditioner, Diagonal))
 
 
 def _keep_dtype(new: Any, old: Any) -> Any:
