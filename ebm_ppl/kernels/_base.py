@@ -33,11 +33,16 @@ class AbstractKernel(eqx.Module):
         step_size: the kernel's step size; each docstring says in which convention.
         target_acceptance_rate: what warm-up tunes `step_size` to; None: nothing to tune by.
         adjusted: whether the kernel leaves exp(-E) exactly invariant (it has a Metropolis step, or needs none).
+        reversible: whether successive positions satisfy detailed balance with respect to exp(-E); a kernel may leave
+            exp(-E) invariant without it.
+        uses_gradient: whether the energy must be differentiable.
     """
 
     step_size: eqx.AbstractVar[float | Float[Array, "..."]]
     target_acceptance_rate: AbstractClassVar[float | None]
     adjusted: ClassVar[bool] = True
+    reversible: ClassVar[bool] = True
+    uses_gradient: ClassVar[bool] = True
 
     @abc.abstractmethod
     def build(self, logdensity_fn: LogDensityFn) -> blackjax.base.SamplingAlgorithm:
@@ -48,14 +53,24 @@ class AbstractKernel(eqx.Module):
         """Statistics of one transition under ArviZ names; scalars."""
 
 
-def is_nonfinite(logdensity: Any, logdensity_grad: Any) -> Array:
+def is_nonfinite(logdensity: Any, logdensity_grad: Any = ()) -> Array:
     """Whether a proposed point is numerically unusable.
 
     True where the log density is NaN or +inf, or where it is finite but some entry of its gradient is not. A log
     density of -inf is density zero: a wall, which a Metropolis step handles, not a fault.
     """
-    gradient_finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(logdensity_grad)]))
-    return jnp.isnan(logdensity) | (logdensity == jnp.inf) | (jnp.isfinite(logdensity) & ~gradient_finite)
+    unusable = jnp.isnan(logdensity) | (logdensity == jnp.inf)
+    for leaf in jax.tree.leaves(logdensity_grad):
+        unusable |= jnp.isfinite(logdensity) & ~jnp.all(jnp.isfinite(leaf))
+    return unusable
+
+
+def reject_nonfinite(log_ratio: Array, nonfinite: Array) -> Array:
+    """The log acceptance ratio of a proposal, -inf where it is unusable or where the ratio itself is NaN.
+
+    NaN would be rejected as well, but it would be reported as the acceptance rate and poison the step size.
+    """
+    return jnp.where(nonfinite | jnp.isnan(log_ratio), -jnp.inf, log_ratio)
 
 
 def identity_metric(position: Any) -> Array:

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from ebm_ppl._checks import check_positive
 from ebm_ppl._types import LogDensityFn
-from ebm_ppl.kernels._base import AbstractKernel, is_nonfinite
+from ebm_ppl.kernels._base import AbstractKernel, is_nonfinite, reject_nonfinite
 
 
 class MALAInfo(NamedTuple):
@@ -70,9 +70,10 @@ class MALA(AbstractKernel):
         def step(rng_key: Array, state: Any) -> Any:
             proposal_key, accept_key = jax.random.split(rng_key)
             proposal = MALAState(*propose(proposal_key, state, self.step_size))
-            log_ratio = log_acceptance(state, proposal, step_size=self.step_size)
+            nonfinite = is_nonfinite(proposal.logdensity, proposal.logdensity_grad)
+            log_ratio = reject_nonfinite(log_acceptance(state, proposal, step_size=self.step_size), nonfinite)
             new_state, (accepted, rate, _) = static_binomial_sampling(accept_key, log_ratio, state, proposal)
-            return new_state, MALAInfo(rate, accepted, is_nonfinite(proposal.logdensity, proposal.logdensity_grad))
+            return new_state, MALAInfo(rate, accepted, nonfinite)
 
         return blackjax.base.SamplingAlgorithm(
             lambda position, rng_key=None: blackjax.mala.init(position, logdensity_fn), step

@@ -63,6 +63,7 @@ class ULA(AbstractKernel):
     step_size: float | Float[Array, "..."] = 0.01
     target_acceptance_rate: ClassVar[float | None] = None
     adjusted: ClassVar[bool] = False
+    reversible: ClassVar[bool] = False
 
     def __check_init__(self) -> None:
         """Only a positive step moves."""
