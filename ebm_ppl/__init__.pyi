@@ -1,4 +1,5 @@
 from . import diagnostics as diagnostics
+from . import distributions as distributions
 from . import energies as energies
 from . import errors as errors
 from . import kernels as kernels
@@ -8,6 +9,9 @@ from . import training as training
 from .diagnostics import Report as Report
 from .diagnostics import diagnose as diagnose
 from .diagnostics import to_datatree as to_datatree
+from .distributions import EnergyDistribution as EnergyDistribution
+from .distributions import check_model as check_model
+from .distributions import energy_factor as energy_factor
 from .energies import AbstractEnergy as AbstractEnergy
 from .energies import AbstractReferenceEnergy as AbstractReferenceEnergy
 from .energies import ConvEnergy as ConvEnergy
@@ -16,6 +20,7 @@ from .energies import MLPEnergy as MLPEnergy
 from .energies import ShiftedEnergy as ShiftedEnergy
 from .energies import SumEnergy as SumEnergy
 from .energies import TemperedEnergy as TemperedEnergy
+from .energies import check_energy as check_energy
 from .energies import log_density as log_density
 from .energies import score as score
 from .errors import ChainFailedError as ChainFailedError

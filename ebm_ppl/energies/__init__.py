@@ -3,10 +3,12 @@
 from ebm_ppl.energies._banana import Banana as Banana
 from ebm_ppl.energies._base import AbstractEnergy as AbstractEnergy
 from ebm_ppl.energies._base import AbstractReferenceEnergy as AbstractReferenceEnergy
+from ebm_ppl.energies._check_energy import check_energy as check_energy
 from ebm_ppl.energies._check_start import check_start as check_start
 from ebm_ppl.energies._check_start import start_is_finite as start_is_finite
 from ebm_ppl.energies._conv import ConvEnergy as ConvEnergy
 from ebm_ppl.energies._double_well import DoubleWell as DoubleWell
+from ebm_ppl.energies._energy_check import EnergyCheck as EnergyCheck
 from ebm_ppl.energies._function import FunctionEnergy as FunctionEnergy
 from ebm_ppl.energies._funnel import Funnel as Funnel
 from ebm_ppl.energies._gaussian import Gaussian as Gaussian

@@ -42,7 +42,7 @@ def check_start(energy: AbstractEnergy, positions: Any, condition: Any = None, *
         Gelman, Vehtari, Simpson, et al. (2020). Bayesian workflow. arXiv:2011.01808
     """
     starts = _check_static(energy, positions, condition, needs_gradient=needs_gradient)
-    values, gradients = _values_and_gradients(energy, starts, condition, needs_gradient=needs_gradient)
+    values, gradients = values_and_gradients(energy, starts, condition, needs_gradient=needs_gradient)
     _check_values(energy, starts, values, gradients)
     if needs_gradient and not bool(jnp.any(gradients != 0)):
         _check_zero_gradient(energy, starts, condition, np.asarray(values))
@@ -77,7 +77,7 @@ def start_is_finite(
         Gelman, Vehtari, Simpson, et al. (2020). Bayesian workflow. arXiv:2011.01808
     """
     starts = _check_static(energy, positions, condition, needs_gradient=needs_gradient)
-    values, gradients = _values_and_gradients(energy, starts, condition, needs_gradient=needs_gradient)
+    values, gradients = values_and_gradients(energy, starts, condition, needs_gradient=needs_gradient)
     return jnp.isfinite(values) & _finite_rows(gradients)
 
 
@@ -104,9 +104,10 @@ def _per_chain(energy: AbstractEnergy, condition: Any) -> bool:
 
 
 @eqx.filter_jit
-def _values_and_gradients(
+def values_and_gradients(
     energy: AbstractEnergy, positions: Array, condition: Any, *, needs_gradient: bool = True
 ) -> tuple[Float[Array, " chain"], Float[Array, "chain ..."]]:
+    """E and its gradient (zeros where it is not needed) at every position, compiled once per energy structure."""
     in_axes = (0, 0 if _per_chain(energy, condition) else None)
     if needs_gradient:
         gradient = jax.value_and_grad(evaluate, argnums=1)
@@ -124,20 +125,27 @@ def _check_values(energy: AbstractEnergy, positions: Array, values: Array, gradi
     if not bad.any():
         return
     chain = int(np.argmax(bad))
-    value = float(values[chain])
-    if np.isfinite(value):
-        what = f"has a non-finite gradient {_show(gradients[chain])} although its energy is {value:.6g}"
-        why = "look for a kink (a norm, sqrt or absolute value at 0), a division by 0, or 0 * inf in the derivative"
-    elif np.isnan(value):
-        what, why = "is NaN", "look for a log or sqrt of a negative number, 0/0 or inf - inf"
-    elif value > 0:
-        what, why = "is +inf (density zero)", "start inside the support, or look for an overflow"
-    else:
-        what, why = "is -inf", "an energy must not be unbounded below: exp(-E) is infinite there (a sign error?)"
+    what, why = describe_nonfinite(values[chain], gradients[chain])
     raise NonFiniteEnergyError(
-        f"`{label(energy)}` {what} at the starting position of chain {chain}, {_show(positions[chain])}; "
+        f"`{label(energy)}` {what} at the starting position of chain {chain}, {show(positions[chain])}; "
         f"{int(bad.sum())} of {bad.size} chains concerned: {why}."
     )
+
+
+def describe_nonfinite(value: Array, gradient: Array) -> tuple[str, str]:
+    """What is not finite, and where to look; for a non-finite energy or gradient at one event."""
+    energy = float(value)
+    if np.isfinite(energy):
+        what = f"has a non-finite gradient {show(gradient)} although its energy is {energy:.6g}"
+        return (
+            what,
+            "look for a kink (a norm, sqrt or absolute value at 0), a division by 0, or 0 * inf in the derivative",
+        )
+    if np.isnan(energy):
+        return "is NaN", "look for a log or sqrt of a negative number, 0/0 or inf - inf"
+    if energy > 0:
+        return "is +inf (density zero)", "start inside the support, or look for an overflow"
+    return "is -inf", "an energy must not be unbounded below: exp(-E) is infinite there (a sign error?)"
 
 
 def _check_zero_gradient(energy: AbstractEnergy, positions: Array, condition: Any, values: np.ndarray) -> None:
@@ -145,7 +153,7 @@ def _check_zero_gradient(energy: AbstractEnergy, positions: Array, condition: An
     seen = [values]
     for index, scale in enumerate((0.1, 1.0, 10.0)):
         noise = jax.random.normal(jax.random.key(index), positions.shape, positions.dtype)
-        nearby, gradients = _values_and_gradients(energy, positions + scale * noise, condition)
+        nearby, gradients = values_and_gradients(energy, positions + scale * noise, condition)
         if bool(jnp.any(gradients != 0)):
             return
         seen.append(np.asarray(nearby))
@@ -159,5 +167,6 @@ def _check_zero_gradient(energy: AbstractEnergy, positions: Array, condition: An
         )
 
 
-def _show(array: Array) -> str:
+def show(array: Array) -> str:
+    """An event in a message: first and last few numbers."""
     return np.array2string(np.asarray(array, np.float64), threshold=8, edgeitems=3, precision=4, separator=", ")

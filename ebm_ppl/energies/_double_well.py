@@ -73,7 +73,7 @@ class DoubleWell(AbstractReferenceEnergy):
         return self.event_shape[0] * (half + float(np.log(2)))
 
     def draw(self, key: Array) -> Array:
-        """One exact draw by rejection, each coordinate by itself; at least 45% of the proposals are accepted."""
+        """One exact draw by rejection, each coordinate by itself; at least half of the proposals are accepted."""
         return jax.vmap(self._draw_coordinate)(jax.random.split(key, *self.event_shape))
 
     def _draw_coordinate(self, key: Array) -> Array:
