@@ -1,1 +1,6 @@
 """Energies as NumPyro distributions and factors."""
+
+from ebm_ppl.distributions._check_model import check_model as check_model
+from ebm_ppl.distributions._check_model import energy_dependencies as energy_dependencies
+from ebm_ppl.distributions._energy_distribution import EnergyDistribution as EnergyDistribution
+from ebm_ppl.distributions._energy_factor import energy_factor as energy_factor

@@ -1,0 +1,92 @@
+"""Supports: what NumPyro's constraints mean for an energy's events."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro  # noqa: F401  (before any of its submodules)
+from jax.core import Tracer
+from jaxtyping import Array, Bool
+from numpyro.distributions import constraints
+from numpyro.distributions.constraints import Constraint
+
+from ebm_ppl.errors import EnergyShapeError
+
+# Tested by comparisons, so exact also for values that come out of a bijection. The other constraints (simplices,
+# matrices) are tested up to rounding: at 30 x 30 NumPyro's own test of positive definiteness rejects 4 of 10 values
+# of its own bijection.
+EXACT = (
+    constraints.greater_than,
+    constraints.greater_than_eq,
+    constraints.less_than,
+    constraints.less_than_eq,
+    constraints.interval,
+    constraints.integer_interval,
+    constraints.integer_greater_than,
+    type(constraints.ordered_vector),
+    type(constraints.positive_ordered_vector),
+    type(constraints.boolean),
+)
+
+
+def resolve_support(support: Any, event_shape: tuple[int, ...]) -> Constraint:
+    """`support` as a constraint on whole events; None is all reals, a smaller one applies to every row."""
+    if support is None:
+        return constraints.independent(constraints.real, len(event_shape))
+    if not isinstance(support, Constraint) or constraints.is_dependent(support):
+        raise TypeError(
+            "`support` must be one of numpyro.distributions.constraints, such as constraints.positive; "
+            f"got {support!r}."
+        )
+    missing = len(event_shape) - support.event_dim
+    if missing < 0:
+        raise EnergyShapeError(
+            f"`support` {support!r} constrains {support.event_dim}-dimensional events; the energy's `event_shape` is "
+            f"{event_shape}."
+        )
+    return constraints.independent(support, missing) if missing else support
+
+
+def base_support(support: Constraint) -> Constraint:
+    """What each row, or each coordinate, is constrained to."""
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    return support
+
+
+def is_real(support: Constraint) -> bool:
+    """Whether every number is allowed."""
+    return base_support(support) is constraints.real
+
+
+def has_arrays(support: Constraint) -> bool:
+    """Whether its bounds are arrays (they may be traced) rather than numbers."""
+    return any(isinstance(leaf, jax.Array | np.ndarray | np.generic) for leaf in jax.tree.leaves(support))
+
+
+def support_mask(support: Constraint, value: Array) -> Bool[Array, "..."] | None:
+    """Which events lie in the support; None: all of them, or taken for granted.
+
+    NaN counts as inside, so that it stays visible instead of becoming density zero.
+    """
+    if is_real(support):
+        return None
+    concrete = not any(isinstance(leaf, Tracer) for leaf in [value, *jax.tree.leaves(support)])
+    if concrete:
+        with jax.ensure_compile_time_eval():
+            inside = _inside(support, value)
+            return None if bool(jnp.all(inside)) else inside
+    return _inside(support, value) if isinstance(base_support(support), EXACT) else None
+
+
+def _inside(support: Constraint, value: Array) -> Array:
+    axes = tuple(range(-support.event_dim, 0))
+    return jnp.asarray(support(value)) | jnp.any(jnp.isnan(value), axis=axes)
+
+
+def move_inside(support: Constraint, inside: Array, value: Array) -> Array:
+    """`value` with the events outside replaced by some inside: where the energy is finite, and so its gradient."""
+    feasible = jnp.asarray(support.feasible_like(value), value.dtype)
+    inside = inside.reshape(inside.shape + (1,) * support.event_dim)
+    return jnp.where(inside, value, jnp.broadcast_to(feasible, value.shape))
