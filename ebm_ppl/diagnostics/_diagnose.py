@@ -40,6 +40,9 @@ def diagnose(
     With very many short chains R-hat exceeds 1.01 however well they mix. It is then judged by whether chains have
     forgotten their start, which many chains show directly: see `notes` of the report.
 
+    Codes: `NONFINITE_DRAW STUCK_CHAIN ZERO_ACCEPTANCE DIVERGED NONFINITE_PROPOSAL TOO_SHORT R_HAT DRIFT ESS_BULK
+    ESS_TAIL E_BFMI POSSIBLY_IMPROPER NONFINITE_ENERGY ENERGY_MISMATCH`, and the sampler's own, such as `INTERRUPTED`.
+
     An unadjusted kernel (ULA) is reported as a note: its bias is set by its step size and invisible to every check
     of mixing.
 
@@ -124,8 +127,18 @@ def _notes(evidence: Evidence, convergence: Agreement) -> list[str]:
             f"{evidence.settings.get('kernel')} is unadjusted: its draws are biased by the step size{at}, which no "
             "check of mixing can see. Compare with half the step size, or with MALA."
         )
+    notes += _tree_depth_note(evidence)
     constant = [parameter.label for parameter in evidence.parameters if parameter.structural]
     if constant:
         shown = ", ".join(constant[:4]) + (f" and {len(constant) - 4} more" if len(constant) > 4 else "")
         notes.append(f"{shown}: one and the same value in all draws of all chains; taken as meant, not judged.")
     return notes
+
+
+def _tree_depth_note(evidence: Evidence) -> list[str]:
+    """NUTS trajectories that were cut: valid, but slow. NumPyro and Stan spell the statistic differently."""
+    for name in ("reached_max_tree_depth", "reached_max_treedepth"):
+        cut = evidence.statistic(name)
+        if cut is not None and cut.any():
+            return [f"{int(cut.sum())} of {cut.size} trajectories were cut at the maximal tree depth: valid, but slow."]
+    return []

@@ -1,14 +1,20 @@
 """The checks that need the sampler's statistics, the energy, or the record of the run."""
 
+import arviz as az
+import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro
+import numpyro.distributions as dist
 import pytest
+from numpyro.infer import MCMC, NUTS
 
 import ebm_ppl as ebm
 from ebm_ppl.errors import EnergyShapeError, Problem
 from tests.compilation import count_lowerings
 from tests.diagnostics import chains
 from tests.diagnostics.test_to_datatree import make_draws
+from tests.foreign import standard_promotion
 
 
 @pytest.fixture
@@ -36,6 +42,36 @@ def test_a_good_run_is_ok_and_an_unadjusted_one_is_told_so(gaussian, key):
     unadjusted = ebm.diagnose(ebm.sample(gaussian, ebm.ULA(0.3), **options), gaussian)
     assert unadjusted.ok, repr(unadjusted)
     assert "ULA is unadjusted" in unadjusted.notes[0]
+
+
+def test_a_numpyro_run_is_judged_as_it_comes():
+    def model():
+        scale = numpyro.sample("scale", dist.LogNormal(0.0, 0.5))
+        numpyro.deterministic("unit", jnp.ones(()))
+        numpyro.sample("x", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
+        return scale
+
+    kernel = NUTS(model)
+    mcmc = MCMC(kernel, num_warmup=300, num_samples=400, num_chains=4, chain_method="vectorized", progress_bar=False)
+    fields = ("energy", "diverging", "accept_prob", "num_steps", "potential_energy")
+    with standard_promotion():
+        mcmc.run(jax.random.key(1), extra_fields=fields)
+        tree = az.from_numpyro(mcmc)
+    report = ebm.diagnose(tree)
+    assert report.ok, repr(report)
+    assert "unit: one and the same value" in report.notes[-1]
+    assert float(ebm.diagnostics.mixing(tree)["acceptance_rate"].mean()) > 0.5
+    frozen = tree.copy(deep=True)
+    frozen["posterior"]["x"][2] = 0.0
+    frozen["posterior"]["scale"][2] = 1.0
+    assert only(ebm.diagnose(frozen), "STUCK_CHAIN").chain == 2
+
+
+def test_cut_trajectories_are_a_note():
+    for name in ("reached_max_tree_depth", "reached_max_treedepth"):
+        report = ebm.diagnose(make_draws(**{name: flags(0, 1, 2)}))
+        assert report.ok
+        assert "2 of 2000 trajectories were cut" in report.notes[0]
 
 
 def test_zero_acceptance(gaussian):
