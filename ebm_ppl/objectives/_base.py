@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # pyright knows class variables under this name only
 else:
     from equinox import AbstractClassVar
 
-type Batch = Float[Array, "n ..."] | tuple[Float[Array, "n ..."], Float[Array, "n ..."]]
+type Batch = Float[Array, "..."] | tuple[Float[Array, "..."], Float[Array, "..."]]
 """`data` of shape `(n, *event_shape)`, or `(data, condition)` for a conditional energy; row i belongs to row i."""
 
 type Metrics = dict[str, Scalar]
@@ -62,7 +62,7 @@ class AbstractObjective[State](eqx.Module):
             key: a JAX key, used for this step only.
         """
 
-    def loss(self, model: Any, batch: Batch, *, key: PRNGKey) -> Scalar:
+    def loss(self, model: Any, batch: Any, *, key: Any) -> Scalar:
         """Value of the objective on one batch, from a fresh state.
 
         Args:

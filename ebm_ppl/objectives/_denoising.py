@@ -58,12 +58,12 @@ class DenoisingScoreMatching(AbstractStatelessObjective):
 
     def __check_init__(self) -> None:
         """One positive scale; several are another objective's."""
-        if jnp.ndim(self.noise_scale) != 0:
+        check_positive("noise_scale", self.noise_scale)
+        if self.noise_scale.ndim != 0:
             raise ValueError(
-                f"`noise_scale` must be one number; got shape {jnp.shape(self.noise_scale)}: "
+                f"`noise_scale` must be one number; got shape {self.noise_scale.shape}: "
                 "use MultiscaleDenoisingScoreMatching for several."
             )
-        check_positive("noise_scale", self.noise_scale)
 
     def evaluate(self, model: Any, batch: Batch, *, key: PRNGKey) -> tuple[Float[Array, " n"], Metrics]:
         """One loss per row; no metrics."""

@@ -68,12 +68,12 @@ class MultiscaleDenoisingScoreMatching(AbstractStatelessObjective):
 
     def __check_init__(self) -> None:
         """Several positive scales in order."""
-        if jnp.ndim(self.noise_scales) != 1 or self.noise_scales.shape[0] < 2:
+        check_positive("noise_scales", self.noise_scales)
+        if self.noise_scales.ndim != 1 or self.noise_scales.shape[0] < 2:
             raise ValueError(
                 f"`noise_scales` must be one-dimensional with at least 2 entries; got shape "
-                f"{jnp.shape(self.noise_scales)}: use DenoisingScoreMatching for one scale."
+                f"{self.noise_scales.shape}: use DenoisingScoreMatching for one scale."
             )
-        check_positive("noise_scales", self.noise_scales)
         if not isinstance(self.noise_scales, Tracer):
             steps = jnp.diff(self.noise_scales)
             if not (jnp.all(steps > 0) or jnp.all(steps < 0)):

@@ -34,7 +34,8 @@ class Noise(NamedTuple):
 
     def sample(self, key: PRNGKey, count: int) -> Float[Array, "count ..."]:
         """`count` independent events."""
-        draws = jax.lax.stop_gradient(_stop_gradient(self.distribution).sample(key, (count,)))
+        fixed = _stop_gradient(self.distribution)
+        draws = jax.vmap(lambda key: jax.lax.stop_gradient(fixed.sample(key, ())))(jax.random.split(key, count))
         if draws.shape != (count, *self.event_shape):
             raise EnergyShapeError(
                 f"`noise` must have event shape {self.event_shape}, as the energy has; got {draws.shape[1:]}."

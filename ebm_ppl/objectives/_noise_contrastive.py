@@ -97,13 +97,12 @@ class NoiseContrastive(AbstractStatelessObjective):
 
         def event_loss(x: Array, condition: Array | None, key: Array) -> tuple[Scalar, Array]:
             noise_events = noise.sample(key, self.noise_ratio).astype(x.dtype)
-            data_odds = self._log_odds(energy, noise, x, condition)
-            noise_odds = jax.vmap(lambda y: self._log_odds(energy, noise, y, condition))(noise_events)
-            loss = jax.nn.softplus(-data_odds) + jnp.sum(jax.nn.softplus(noise_odds))
-            return loss, (data_odds > 0) + jnp.sum(noise_odds < 0)
+            log_odds = jax.vmap(lambda y: self._log_odds(energy, noise, y, condition))
+            of_the_truth = jnp.concatenate([log_odds(x[None]), -log_odds(noise_events)])
+            return jnp.sum(jax.nn.softplus(-of_the_truth)), jnp.mean(of_the_truth > 0, dtype=x.dtype)
 
-        losses, num_right = jax.vmap(event_loss)(x, condition, keys)
-        metrics = {"accuracy": jnp.mean(num_right / (1 + self.noise_ratio))}
+        losses, right = jax.vmap(event_loss)(x, condition, keys)
+        metrics = {"accuracy": jnp.mean(right)}
         if isinstance(model, ShiftedEnergy):
             metrics["log_normalizer"] = model.log_normalizer
         return losses, metrics

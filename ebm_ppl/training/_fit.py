@@ -11,7 +11,6 @@ import numpy as np
 import optax
 
 from ebm_ppl._checks import check_count, check_data, check_key
-from ebm_ppl._types import PRNGKey
 from ebm_ppl.errors import EnergyShapeError, TrainingDivergedError, warn_problems
 from ebm_ppl.objectives import AbstractObjective, Batch, energy_of
 from ebm_ppl.training._chunks import Callback, run_chunks
@@ -26,7 +25,7 @@ def fit(
     data: Any,
     objective: AbstractObjective,
     *,
-    key: PRNGKey,
+    key: Any,
     optimizer: optax.GradientTransformation = DEFAULT_OPTIMIZER,
     num_steps: int = 1000,
     batch_size: int | None = None,
@@ -144,7 +143,9 @@ def _check_batch(model: Any, objective: AbstractObjective, data: Any, condition:
     if shape is None:
         raise ValueError("`condition` was given, but the energy takes none from the data.")
     if condition is None:
-        raise ValueError(f"the energy is conditional: `condition` of shape (n, *{shape}) is needed.")
+        raise ValueError(
+            f"the energy is conditional: `condition` is needed, with a row of shape {shape} for each event."
+        )
     condition = check_data("condition", condition, shape)
     if condition.shape[0] != x.shape[0]:
         raise EnergyShapeError(

@@ -47,7 +47,8 @@ class Chunk(NamedTuple):
 @eqx.filter_jit
 def start(optimizer: optax.GradientTransformation, params: Any, objective_state: Any, *, average: bool) -> TrainState:
     """The state before the first step."""
-    opt_state = optimizer.init(params)
+    with jax.numpy_dtype_promotion("standard"):
+        opt_state = optimizer.init(params)
     return TrainState(jnp.zeros((), jnp.int32), params, opt_state, objective_state, params if average else None)
 
 
@@ -102,7 +103,8 @@ def _step(setup: Setup, state: TrainState, batch: Any) -> tuple[TrainState, Arra
 
     (loss, (objective_state, metrics)), gradient = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
     optimizer = optax.with_extra_args_support(setup.optimizer)
-    updates, opt_state = optimizer.update(gradient, state.opt_state, state.params, value=loss, grad=gradient)
+    with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes; where the user forbids that, it is for their code
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params, value=loss, grad=gradient)
     params = optax.apply_updates(state.params, updates)
     average = _running_average(state.average, params, state.step, setup.ema_decay)
     terms = [loss, *jax.tree.leaves(gradient), *jax.tree.leaves(params)]
