@@ -2,6 +2,7 @@ from . import diagnostics as diagnostics
 from . import distributions as distributions
 from . import energies as energies
 from . import errors as errors
+from . import infer as infer
 from . import kernels as kernels
 from . import objectives as objectives
 from . import sampling as sampling
@@ -36,12 +37,18 @@ from .errors import NonFiniteEnergyError as NonFiniteEnergyError
 from .errors import Problem as Problem
 from .errors import SamplingWarning as SamplingWarning
 from .errors import TrainingDivergedError as TrainingDivergedError
+from .infer import BlackJAXKernel as BlackJAXKernel
 from .kernels import AbstractKernel as AbstractKernel
+from .kernels import Barker as Barker
 from .kernels import HMC as HMC
 from .kernels import MALA as MALA
+from .kernels import MCLMC as MCLMC
 from .kernels import NUTS as NUTS
+from .kernels import RandomWalk as RandomWalk
 from .kernels import ULA as ULA
 from .sampling import Draws as Draws
+from .sampling import Tempering as Tempering
+from .sampling import parallel_tempering as parallel_tempering
 from .sampling import sample as sample
 from .training import FitResult as FitResult
 from .training import fit as fit

@@ -17,6 +17,7 @@ from ebm_ppl import kernels
 from ebm_ppl._files import atomic_write, read_file, sha256
 from ebm_ppl.errors import CheckpointError, Problem
 from ebm_ppl.kernels import AbstractKernel
+from ebm_ppl.sampling._tempering_report import Tempering
 
 FORMAT_VERSION = 1
 # What zipfile, zlib, NumPy and json raise for damaged bytes; all of it means one thing to the user.
@@ -45,7 +46,8 @@ class Draws:
         kernel: the kernel as tuned; its `step_size` is the mean over chains.
         problems: every reason not to trust the draws; empty when there is none.
         settings: what was asked for, as JSON-able values.
-        scale: the diagonal preconditioner found in warm-up, `(chain, *event_shape)`.
+        scale: the scale of each coordinate learnt in warm-up, `(chain, *event_shape)`.
+        tempering: ladder, swaps, round trips and log Z of a `parallel_tempering` run; None otherwise.
 
     Example:
         >>> import jax, jax.numpy as jnp, ebm_ppl as ebm
@@ -63,6 +65,7 @@ class Draws:
     problems: tuple[Problem, ...]
     settings: dict[str, Any]
     scale: np.ndarray
+    tempering: Tempering | None = None
 
     @property
     def ok(self) -> bool:
@@ -92,6 +95,8 @@ class Draws:
             f"{type(self.kernel).__name__}, {verdict}"
         )
         shown = [f"  {problem}" for problem in self.problems[:8]]
+        if self.tempering is not None:
+            shown.insert(0, f"  {self.tempering}")
         more = [f"  ... and {len(self.problems) - 8} more"] if len(self.problems) > 8 else []
         return "\n".join([head, *shown, *more])
 
@@ -114,6 +119,8 @@ class Draws:
         arrays = {"positions": self.positions, "scale": self.scale}
         arrays |= {f"stats/{name}": values for name, values in self.stats.items()}
         arrays |= {f"kernel/{name}": np.asarray(value) for name, value in _kernel_fields(self.kernel).items()}
+        if self.tempering is not None:
+            arrays |= {f"tempering/{name}": np.asarray(value) for name, value in vars(self.tempering).items()}
         manifest = {
             "format": FORMAT_VERSION,
             "kind": "ebm_ppl.Draws",
@@ -143,14 +150,28 @@ class Draws:
             CheckpointError: the file is missing, damaged, or not such a file. Nothing is half-loaded.
         """
         manifest, arrays = _read(pathlib.Path(path))
-        stats = {name.removeprefix("stats/"): values for name, values in arrays.items() if name.startswith("stats/")}
-        fields = {name.removeprefix("kernel/"): values for name, values in arrays.items() if name.startswith("kernel/")}
+        fields = _group(arrays, "kernel/")
         kernel_class = getattr(kernels, manifest["kernel"], None)
         if kernel_class is None:
             raise CheckpointError(f"{path}: kernel {manifest['kernel']!r} is not one of ebm_ppl's kernels.")
         kernel = kernel_class(**{name: value.item() for name, value in fields.items()})
         problems = tuple(Problem(**problem) for problem in manifest["problems"])
-        return cls(arrays["positions"], stats, kernel, problems, manifest["settings"], arrays["scale"])
+        ladder: dict[str, Any] = {
+            name: value.item() if value.ndim == 0 else value for name, value in _group(arrays, "tempering/").items()
+        }
+        return cls(
+            arrays["positions"],
+            _group(arrays, "stats/"),
+            kernel,
+            problems,
+            manifest["settings"],
+            arrays["scale"],
+            Tempering(**ladder) if ladder else None,
+        )
+
+
+def _group(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    return {name.removeprefix(prefix): values for name, values in arrays.items() if name.startswith(prefix)}
 
 
 def _kernel_fields(kernel: AbstractKernel) -> dict[str, Any]:

@@ -1,9 +1,7 @@
 """`sample`: energies in, draws with a verdict out."""
 
-import contextlib
 import dataclasses
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -18,6 +16,7 @@ from ebm_ppl.errors import ChainFailedError, Problem, warn_problems
 from ebm_ppl.kernels import MALA, AbstractKernel
 from ebm_ppl.kernels._base import with_step_size
 from ebm_ppl.sampling._draws import Draws
+from ebm_ppl.sampling._pace import Pace
 from ebm_ppl.sampling._positions import starting_positions
 from ebm_ppl.sampling._preconditioners import PRECONDITIONERS
 from ebm_ppl.sampling._problems import find_problems
@@ -35,9 +34,6 @@ from ebm_ppl.sampling._run_chains import (
     warm_up,
 )
 from ebm_ppl.sampling._warmup import warmup_windows
-
-CHUNK_SECONDS = 1.0
-FIRST_CHUNK = 16  # draws of the first chunk, whose time is spent on compilation and says nothing
 
 
 def sample(
@@ -190,7 +186,7 @@ class _Run:
         self, chains: Chains, keys: Array, progress: Progress, interruption: Interruption
     ) -> tuple[Chains, int]:
         tune = tunes(self.kernel, self.num_warmup)
-        done, pace = 0, _Pace()
+        done, pace = 0, Pace()
         for window in warmup_windows(self.num_warmup):
             slow = window.slow and tune and self.precondition != "none"
             left = window.num_steps
@@ -217,7 +213,7 @@ class _Run:
         capacity = chunk_capacity(
             self.num_samples, self.num_chains, self.positions.shape[1:], self.positions.dtype.itemsize
         )
-        pieces, done, pace, nonfinite = [], 0, _Pace(), 0
+        pieces, done, pace, nonfinite = [], 0, Pace(), 0
         while done < self.num_samples and not interruption.requested:
             count = min(self.num_samples - done, pace.count, capacity)
             with pace.timed(count):
@@ -281,20 +277,3 @@ class _Run:
         kernel = with_step_size(self.kernel, float(step_size))
         scale = np.asarray(chains.chain.preconditioner.scale)
         return Draws(gathered, stats, kernel, tuple(problems), settings, scale)
-
-
-class _Pace:
-    """How many steps fill about a second, learnt from the chunks already run."""
-
-    def __init__(self) -> None:
-        self.count, self._compiled = FIRST_CHUNK, False
-
-    @contextlib.contextmanager
-    def timed(self, count: int) -> Iterator[None]:
-        """Time one chunk of `count` steps; the first one compiles and says nothing."""
-        started = time.perf_counter()
-        yield
-        if self._compiled:
-            seconds = max(time.perf_counter() - started, 1e-6)
-            self.count = max(1, min(int(count * CHUNK_SECONDS / seconds), 8 * self.count))
-        self._compiled = True

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import ebm_ppl as ebm
-from ebm_ppl.sampling import _sample
+from ebm_ppl.sampling import _pace
 from tests.compilation import count_lowerings
 
 ENERGY = ebm.energies.Gaussian(jnp.zeros(2), jnp.diag(jnp.array([1.0, 4.0])))
@@ -59,8 +59,8 @@ def test_a_chain_does_not_depend_on_how_many_there_are():
 @pytest.mark.parametrize("first_chunk", [1, 7, 64])
 def test_draws_do_not_depend_on_the_chunks(first_chunk, monkeypatch):
     expected = short()
-    monkeypatch.setattr(_sample, "FIRST_CHUNK", first_chunk)
-    monkeypatch.setattr(_sample, "CHUNK_SECONDS", 1e-9)
+    monkeypatch.setattr(_pace, "FIRST_CHUNK", first_chunk)
+    monkeypatch.setattr(_pace, "CHUNK_SECONDS", 1e-9)
     draws = short()
     assert np.array_equal(draws.positions, expected.positions)
     assert all(np.array_equal(draws.stats[name], values) for name, values in expected.stats.items())
@@ -210,8 +210,8 @@ def test_strict_raises_and_loses_nothing():
 @pytest.mark.parametrize("num_warmup", [0, 60])
 def test_ctrl_c_returns_a_prefix(num_warmup, monkeypatch):
     whole = short(num_samples=5000, num_warmup=num_warmup)
-    monkeypatch.setattr(_sample, "FIRST_CHUNK", 5)
-    monkeypatch.setattr(_sample, "CHUNK_SECONDS", 1e-9)
+    monkeypatch.setattr(_pace, "FIRST_CHUNK", 5)
+    monkeypatch.setattr(_pace, "CHUNK_SECONDS", 1e-9)
     timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
     timer.start()
     with pytest.warns(ebm.SamplingWarning, match="INTERRUPTED"):
