@@ -11,6 +11,7 @@ import numpy as np
 import optax
 
 from ebm_ppl._checks import check_count, check_data, check_key
+from ebm_ppl.energies._trace import check_value
 from ebm_ppl.errors import EnergyShapeError, TrainingDivergedError, warn_problems
 from ebm_ppl.objectives import AbstractObjective, Batch, energy_of
 from ebm_ppl.training._chunks import Callback, run_chunks
@@ -75,6 +76,7 @@ def fit(
         InvalidDataError: if data or condition are empty or not finite (count and first index are named).
         EnergyShapeError: if data or condition have not the shapes that the energy declares.
         EnergyDtypeError: if data or condition are not floating-point.
+        NonDifferentiableEnergyError: if JAX cannot trace the energy (it calls NumPy, or needs values in Python).
         KeyArgumentError: if `key` is not one JAX key.
         ValueError: if a setting is out of range, or nothing is trainable.
         TypeError: if `model` holds no energy, or `objective` or `optimizer` is not one.
@@ -136,7 +138,10 @@ def _check_arguments(objective: Any, optimizer: Any, ema_decay: Any) -> None:
 
 def _check_batch(model: Any, objective: AbstractObjective, data: Any, condition: Any) -> Batch:
     """All data as one batch; what the user passed is checked before anything is compiled."""
-    x = check_data("data", data, energy_of(model).event_shape)
+    energy = energy_of(model)
+    x = check_data("data", data, energy.event_shape)
+    told = None if energy.condition_shape is None else jax.ShapeDtypeStruct(energy.condition_shape, x.dtype)
+    check_value(energy, jax.ShapeDtypeStruct(energy.event_shape, x.dtype), told)
     shape = objective.data_condition_shape(model)
     if shape is None and condition is None:
         return x
@@ -167,7 +172,7 @@ def _partition(model: Any, trainable: Any) -> tuple[Any, Any]:
 
 
 def _describe(objective: AbstractObjective) -> str:
-    """Class and hyperparameters; arrays with their values where they are few."""
+    """Class and hyperparameters; arrays with their values where they are few, other objects by their class."""
     fields = {field.name: getattr(objective, field.name) for field in dataclasses.fields(objective)}
     return f"{type(objective).__name__}({', '.join(f'{name}={_show(value)}' for name, value in fields.items())})"
 
@@ -175,4 +180,4 @@ def _describe(objective: AbstractObjective) -> str:
 def _show(value: Any) -> str:
     if isinstance(value, (jax.Array, np.ndarray)) and value.size <= 16:
         return np.array2string(np.asarray(value), precision=4, separator=", ", max_line_width=1000)
-    return eqx.tree_pformat(value, width=1000)
+    return repr(value) if isinstance(value, (bool, int, float, str, type(None))) else type(value).__name__

@@ -159,6 +159,14 @@ def test_repr_names_everything(key):
         assert "TRAINING_DIVERGED" in repr(fit(objective=FailsAt(5, "loss")))
 
 
+def calls_numpy(a, x):
+    return jnp.asarray(np.sum(np.square(x))) * a
+
+
+def forgets_to_sum(a, x):
+    return a * x**2
+
+
 def bad(index, value):
     data = DATA.copy()
     data[index] = value
@@ -189,6 +197,8 @@ NOISE_CONDITIONED = ebm.MLPEnergy((1,), width=4, depth=1, condition_shape=(2,), 
         ({"model": NOISE_CONDITIONED}, ValueError, "`condition` is needed"),
         ({"model": NOISE_CONDITIONED, "condition": DATA}, ebm.EnergyShapeError, r"must have shape \(n, 2\)"),
         ({"model": NOISE_CONDITIONED, "objective": MULTISCALE, "condition": DATA[:3]}, ebm.EnergyShapeError, "got 3"),
+        ({"model": ebm.FunctionEnergy(calls_numpy, (1,), 1.0)}, ebm.NonDifferentiableEnergyError, "calls NumPy"),
+        ({"model": ebm.FunctionEnergy(forgets_to_sum, (1,), 1.0)}, ebm.EnergyShapeError, "one floating scalar"),
         ({"trainable": lambda leaf: False}, ValueError, "no floating array that `trainable` selects"),
         ({"model": {"flow": jnp.ones(3)}}, TypeError, "must be an energy or hold one"),
     ],
