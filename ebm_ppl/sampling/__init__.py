@@ -2,6 +2,7 @@
 
 from ebm_ppl.sampling._draws import Draws as Draws
 from ebm_ppl.sampling._parallel_tempering import parallel_tempering as parallel_tempering
+from ebm_ppl.sampling._resume import resume as resume
 from ebm_ppl.sampling._run_chains import run_chains as run_chains
 from ebm_ppl.sampling._sample import sample as sample
 from ebm_ppl.sampling._tempering_report import Tempering as Tempering

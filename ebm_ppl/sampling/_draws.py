@@ -21,7 +21,7 @@ from ebm_ppl.sampling._tempering_report import Tempering
 
 FORMAT_VERSION = 1
 # What zipfile, zlib, NumPy and json raise for damaged bytes; all of it means one thing to the user.
-_DAMAGE = (
+DAMAGE = (
     OSError,
     ValueError,
     KeyError,
@@ -192,7 +192,7 @@ def _read(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         if arrays.pop("manifest_sha256").tobytes().decode() != sha256(text):
             raise ValueError("the manifest does not match its checksum")
         manifest = json.loads(text)
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise CheckpointError(f"{path} is damaged or was not written by `Draws.save`: {error}") from error
     if manifest.get("kind") != "ebm_ppl.Draws" or manifest.get("format") != FORMAT_VERSION:
         raise CheckpointError(

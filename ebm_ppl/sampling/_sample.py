@@ -1,39 +1,24 @@
 """`sample`: energies in, draws with a verdict out."""
 
-import dataclasses
-import time
+import os
+import pathlib
 from typing import Any
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array
 
 from ebm_ppl._checks import check_condition, check_count, check_key
-from ebm_ppl._progress import Interruption, Progress, deferred_interrupt
 from ebm_ppl.energies import AbstractEnergy
-from ebm_ppl.errors import ChainFailedError, Problem, warn_problems
+from ebm_ppl.errors import ChainFailedError, warn_problems
 from ebm_ppl.kernels import MALA, AbstractKernel
 from ebm_ppl.kernels._base import with_step_size
+from ebm_ppl.sampling._checkpoint import Checkpoint
 from ebm_ppl.sampling._draws import Draws
-from ebm_ppl.sampling._pace import Pace
+from ebm_ppl.sampling._driver import Run
 from ebm_ppl.sampling._positions import starting_positions
 from ebm_ppl.sampling._preconditioners import PRECONDITIONERS
-from ebm_ppl.sampling._problems import find_problems
-from ebm_ppl.sampling._run_chains import (
-    Chains,
-    ChainTarget,
-    chain_keys,
-    chain_target,
-    chunk_capacity,
-    close_slow_window,
-    close_warmup,
-    draw,
-    start_chains,
-    tunes,
-    warm_up,
-)
-from ebm_ppl.sampling._warmup import warmup_windows
+from ebm_ppl.sampling._resume import run_fingerprint
+from ebm_ppl.sampling._run_chains import chain_target
 
 
 def sample(
@@ -51,6 +36,7 @@ def sample(
     pool_warmup: bool = False,
     progress_bar: bool = True,
     strict: bool = False,
+    checkpoint: str | os.PathLike[str] | None = None,
 ) -> Draws:
     r"""Draw from \(p(x) \propto \exp(-E(x))\) with many chains at once.
 
@@ -81,6 +67,8 @@ def sample(
             a short warm-up; but then a chain's draws depend on the others.
         progress_bar: a bar in a terminal or notebook, one line per 10 s elsewhere.
         strict: raise `ChainFailedError` (carrying the draws) instead of warning when there is a problem.
+        checkpoint: a directory to save the run to, about once a second; after a crash `ebm.resume(checkpoint, energy)`
+            finishes it to the same bits. One that holds a run already is refused.
 
     Returns:
         `Draws`; read `.ok` and `.problems` before anything else, then `ebm.diagnose(draws)`.
@@ -93,6 +81,7 @@ def sample(
         NonDifferentiableEnergyError: the energy has no gradient.
         ValueError: a count or name is out of range.
         ChainFailedError: `strict=True` and there is a problem.
+        CheckpointError: the checkpoint cannot be written, or is there already.
 
     Example:
         >>> import jax, ebm_ppl as ebm
@@ -109,7 +98,7 @@ def sample(
     """
     kernel = MALA() if kernel is None else kernel
     _check_settings(energy, kernel, precondition)
-    counts = {
+    counts: dict[str, Any] = {
         "num_chains": check_count("num_chains", num_chains),
         "num_warmup": check_count("num_warmup", num_warmup, 0),
         "num_samples": check_count("num_samples", num_samples),
@@ -126,9 +115,12 @@ def sample(
         needs_gradient=kernel.uses_gradient,
     )
     kernel = with_step_size(kernel, jnp.asarray(kernel.step_size, positions.dtype))
-    run = _Run(kernel, chain_target(energy, condition, num_chains), positions, key, precondition, pool_warmup, **counts)
+    target = chain_target(energy, condition, num_chains)
+    run = Run(kernel, target, positions, key, precondition, pool_warmup, redrawn_starts=redraws, **counts)
+    if checkpoint is not None:
+        run.checkpoint = Checkpoint(pathlib.Path(checkpoint), run_fingerprint(run))
+        run.checkpoint.create()
     draws = run.go(progress_bar=progress_bar)
-    draws.settings.update(redrawn_starts=redraws)
     if draws.problems and strict:
         raise ChainFailedError("; ".join(map(str, draws.problems)), draws)
     warn_problems(draws.problems, num_chains)
@@ -145,135 +137,3 @@ def _check_settings(energy: object, kernel: object, precondition: object) -> Non
         raise TypeError(f"`kernel` must be an ebm.AbstractKernel such as ebm.MALA(); got {type(kernel).__name__}.")
     if precondition not in PRECONDITIONERS:
         raise ValueError(f"`precondition` must be one of {PRECONDITIONERS}; got {precondition!r}.")
-
-
-def _int32(value: int) -> Array:
-    return jnp.asarray(value, jnp.int32)
-
-
-@dataclasses.dataclass
-class _Run:
-    """The host side of one call: chunks, progress, and where the draws are gathered."""
-
-    kernel: AbstractKernel
-    target: ChainTarget
-    positions: Array
-    key: Array
-    precondition: str
-    pool_warmup: bool
-    num_chains: int
-    num_warmup: int
-    num_samples: int
-    thinning: int
-
-    def go(self, *, progress_bar: bool) -> Draws:
-        """Warm up, draw, judge."""
-        started = time.perf_counter()
-        keys = chain_keys(self.key, self.num_chains)
-        tune = tunes(self.kernel, self.num_warmup)
-        total = self.num_warmup + self.num_samples * self.thinning
-        progress = Progress(total, "warm-up" if self.num_warmup else "sampling", enabled=progress_bar)
-        with deferred_interrupt() as interruption:
-            chains = start_chains(
-                self.kernel, self.target, self.positions, keys, tune=tune, precondition=self.precondition
-            )
-            chains, warmed = self._warm_up(chains, keys, progress, interruption)
-            gathered, stats, chains = self._draw(chains, keys, progress, interruption)
-        progress.close()
-        return self._judge(gathered, stats, chains, warmed, time.perf_counter() - started)
-
-    def _warm_up(
-        self, chains: Chains, keys: Array, progress: Progress, interruption: Interruption
-    ) -> tuple[Chains, int]:
-        tune = tunes(self.kernel, self.num_warmup)
-        done, pace = 0, Pace()
-        for window in warmup_windows(self.num_warmup):
-            slow = window.slow and tune and self.precondition != "none"
-            left = window.num_steps
-            while left and not interruption.requested:
-                count = min(left, pace.count)
-                with pace.timed(count):
-                    chains, rate = warm_up(
-                        self.kernel, self.target, chains, keys, _int32(done), _int32(count), jnp.asarray(slow)
-                    )
-                    rate = np.asarray(rate)
-                done, left = done + count, left - count
-                step_size = float(np.mean(np.asarray(chains.chain.step_size)))
-                progress.update(count, acceptance=f"{rate.mean():.2f}", step_size=f"{step_size:.2e}")
-            if interruption.requested:
-                break
-            if slow:
-                chains = close_slow_window(self.kernel, self.target, chains, keys, _int32(done), pool=self.pool_warmup)
-        return (close_warmup(self.kernel, chains, pool=self.pool_warmup) if tune else chains), done
-
-    def _draw(
-        self, chains: Chains, keys: Array, progress: Progress, interruption: Interruption
-    ) -> tuple[np.ndarray, dict[str, np.ndarray], Chains]:
-        progress.relabel("sampling")
-        capacity = chunk_capacity(
-            self.num_samples, self.num_chains, self.positions.shape[1:], self.positions.dtype.itemsize
-        )
-        pieces, done, pace, nonfinite = [], 0, Pace(), 0
-        while done < self.num_samples and not interruption.requested:
-            count = min(self.num_samples - done, pace.count, capacity)
-            with pace.timed(count):
-                first = _int32(self.num_warmup + done * self.thinning)
-                chains, positions, stats = draw(
-                    self.kernel,
-                    self.target,
-                    chains,
-                    keys,
-                    first,
-                    _int32(count),
-                    capacity=capacity,
-                    thinning=self.thinning,
-                )
-                piece = jax.tree.map(lambda rows, n=count: np.array(np.asarray(rows)[:n]), (positions, stats))
-            pieces.append(piece)
-            done += count
-            nonfinite += int(piece[1]["nonfinite_proposal"].sum())
-            facts = {"step_size": f"{piece[1]['step_size'][-1].mean():.2e}", "non-finite": str(nonfinite)}
-            if "acceptance_rate" in piece[1]:
-                facts["acceptance"] = f"{piece[1]['acceptance_rate'].mean():.2f}"
-            progress.update(count * self.thinning, **facts)
-        if not pieces:  # interrupted before the first chunk: an empty result of the right shapes
-            chains, positions, stats = draw(
-                self.kernel,
-                self.target,
-                chains,
-                keys,
-                _int32(0),
-                _int32(0),
-                capacity=capacity,
-                thinning=self.thinning,
-            )
-            pieces = [jax.tree.map(lambda rows: np.asarray(rows)[:0], (positions, stats))]
-        gathered, stats = jax.tree.map(lambda *parts: np.swapaxes(np.concatenate(parts), 0, 1), *pieces)
-        return gathered, stats, chains
-
-    def _judge(
-        self, gathered: np.ndarray, stats: dict[str, np.ndarray], chains: Chains, warmed: int, seconds: float
-    ) -> Draws:
-        problems = find_problems(gathered, stats, self.kernel, num_warmup=self.num_warmup, thinning=self.thinning)
-        if gathered.shape[1] < self.num_samples:
-            advice = f"stopped by the user after {warmed} of {self.num_warmup} warm-up steps "
-            advice += f"and {gathered.shape[1]} of {self.num_samples} draws."
-            problems.append(Problem("INTERRUPTED", advice, None, gathered.shape[1]))
-        settings = {
-            "num_chains": self.num_chains,
-            "num_warmup": self.num_warmup,
-            "num_samples": self.num_samples,
-            "thinning": self.thinning,
-            "precondition": self.precondition,
-            "pool_warmup": self.pool_warmup,
-            "kernel": type(self.kernel).__name__,
-            "adjusted": self.kernel.adjusted,
-            "energy": type(self.target.energy).__name__,
-            "key": np.asarray(jax.random.key_data(self.key)).tolist(),
-            "device": str(next(iter(self.positions.devices()))),
-            "seconds": round(seconds, 3),
-        }
-        step_size = np.asarray(chains.chain.step_size).mean()
-        kernel = with_step_size(self.kernel, float(step_size))
-        scale = np.asarray(chains.chain.preconditioner.scale)
-        return Draws(gathered, stats, kernel, tuple(problems), settings, scale)
