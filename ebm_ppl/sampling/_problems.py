@@ -1,5 +1,7 @@
 """What can be said against a run from its own record, before any convergence diagnostic."""
 
+import math
+
 import numpy as np
 
 from ebm_ppl.errors import Problem
@@ -27,7 +29,7 @@ def find_problems(
         Problems with codes NONFINITE_DRAW, DIVERGED, ZERO_ACCEPTANCE, STUCK_CHAIN, NONFINITE_PROPOSAL and
         POSSIBLY_IMPROPER.
     """
-    flat = positions.reshape(*positions.shape[:2], -1)
+    flat = positions.reshape(*positions.shape[:2], math.prod(positions.shape[2:]))
     problems: list[Problem] = []
     for chain in range(len(flat)):
         one = {name: values[chain] for name, values in stats.items()}
