@@ -7,8 +7,16 @@ from ebm_ppl.objectives._base import Batch as Batch
 from ebm_ppl.objectives._base import Metrics as Metrics
 from ebm_ppl.objectives._base import energy_of as energy_of
 from ebm_ppl.objectives._denoising import DenoisingScoreMatching as DenoisingScoreMatching
+from ebm_ppl.objectives._exact_score_matching import ExactScoreMatching as ExactScoreMatching
+from ebm_ppl.objectives._finite_difference_score_matching import (
+    FiniteDifferenceScoreMatching as FiniteDifferenceScoreMatching,
+)
+from ebm_ppl.objectives._fisher_divergence import DivergenceEstimate as DivergenceEstimate
+from ebm_ppl.objectives._fisher_divergence import fisher_divergence as fisher_divergence
+from ebm_ppl.objectives._hutchinson_score_matching import HutchinsonScoreMatching as HutchinsonScoreMatching
 from ebm_ppl.objectives._multiscale_denoising import (
     MultiscaleDenoisingScoreMatching as MultiscaleDenoisingScoreMatching,
 )
 from ebm_ppl.objectives._multiscale_denoising import noise_condition as noise_condition
 from ebm_ppl.objectives._noise_contrastive import NoiseContrastive as NoiseContrastive
+from ebm_ppl.objectives._sliced_score_matching import SlicedScoreMatching as SlicedScoreMatching
