@@ -1,11 +1,11 @@
 """The multivariate normal."""
 
+import math
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
 from ebm_ppl._types import PRNGKey, Scalar
@@ -42,7 +42,7 @@ class Gaussian(AbstractReferenceEnergy):
         2.5310
 
     References:
-        Bishop (2006). Pattern Recognition and Machine Learning, section 2.3. Springer.
+        Bishop (2006). Pattern Recognition and Machine Learning, section 2.3. Springer. ISBN 978-0-387-31073-2
     """
 
     mean: Float[Array, "..."]
@@ -80,7 +80,7 @@ class Gaussian(AbstractReferenceEnergy):
     def log_normalizer(self) -> Scalar:
         r"""\(\log Z = \tfrac d2 \log 2\pi + \tfrac12 \log\det C\), in nats."""
         size = 1 if not self.event_shape else self.event_shape[0]
-        return size / 2 * np.log(2 * np.pi) - log_det_whitening(self.whitening)
+        return size / 2 * math.log(2 * math.pi) - log_det_whitening(self.whitening)
 
     def draw(self, key: Array) -> Array:
         """One exact draw: the mean plus the solution of W z = ξ, ξ standard normal."""

@@ -16,6 +16,9 @@ class LogDensity(eqx.Module):
 
     As a pytree it passes through `eqx.filter_jit`, where an equal structure is a cache hit. As a callable it is hashed
     by identity, because JAX's control flow hashes the functions it is given and arrays have no hash.
+
+    References:
+        Cabezas, Corenflos, Lao, Louf (2024). BlackJAX: composable Bayesian inference in JAX. arXiv:2402.10797
     """
 
     energy: AbstractEnergy

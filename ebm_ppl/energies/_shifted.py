@@ -36,6 +36,8 @@ class ShiftedEnergy(AbstractEnergy):
     References:
         Gutmann, Hyvärinen (2012). Noise-contrastive estimation of unnormalized statistical models, with applications
         to natural image statistics. Journal of Machine Learning Research 13, 307-361.
+        Gutmann, Kleinegesse, Rhodes (2022). Statistical applications of contrastive learning. Behaviormetrika 49,
+        277-301. doi:10.1007/s41237-022-00178-4
     """
 
     energy: AbstractEnergy

@@ -1,0 +1,199 @@
+"""The contract table: one row per public class of energies, kernels and objectives.
+
+A row buys the generic tests of `test_contract.py`; a class without a row fails there. To add one, append to `ENERGIES`,
+`KERNELS` or `OBJECTIVES`: a constructor, an input, and a reference that was not computed by the package.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import blackjax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy import stats
+
+import ebm_ppl as ebm
+from ebm_ppl import energies, kernels, objectives
+from tests import references as reference
+from tests.contract import STEP, ObjectiveCase, energy_case, kernel_case, objective_case
+
+
+def _quadratic(params: Any, x: Any, condition: Any) -> Any:
+    return params["precision"] * jnp.sum((x - condition) ** 2) / 2
+
+
+def _quartic(x: Any) -> Any:
+    return jnp.sum(x**4 - x)
+
+
+def _gaussian() -> ebm.AbstractReferenceEnergy:
+    return energies.Gaussian(jnp.array([1.0, -0.5]), jnp.asarray(reference.COVARIANCE, float))
+
+
+ENERGIES = [
+    energy_case(lambda: ebm.FunctionEnergy(_quartic, (2, 2)), lambda energy, x, y: np.sum(x**4 - x)),
+    energy_case(
+        lambda: ebm.FunctionEnergy(_quadratic, (3,), {"precision": jnp.asarray(2.0)}, condition_shape=(3,)),
+        lambda energy, x, y: np.sum((x - y) ** 2),
+    ),
+    energy_case(lambda: ebm.MLPEnergy((3,), width=8, depth=2, key=jax.random.key(1)), reference.mlp),
+    energy_case(
+        lambda: ebm.MLPEnergy((2, 2), width=4, depth=1, key=jax.random.key(2), condition_shape=(3,)),
+        reference.mlp,
+    ),
+    energy_case(
+        lambda: ebm.ConvEnergy((2, 5, 4), channels=(3, 4), key=jax.random.key(3), condition_shape=(2,)),
+        reference.convolutional,
+    ),
+    energy_case(
+        lambda: ebm.SumEnergy(ebm.FunctionEnergy(_quartic, (2,)), _gaussian()),
+        lambda energy, x, y: np.sum(x**4 - x) + reference.gaussian_formula(energy, x, y),
+    ),
+    energy_case(
+        lambda: ebm.TemperedEnergy(_gaussian(), 0.25),
+        lambda energy, x, y: reference.gaussian_formula(energy, x, y) / 4,
+    ),
+    energy_case(
+        lambda: ebm.ShiftedEnergy(_gaussian(), 1.5),
+        lambda energy, x, y: reference.gaussian_formula(energy, x, y) + 1.5,
+    ),
+    energy_case(_gaussian, reference.gaussian_formula),
+    energy_case(
+        lambda: energies.GaussianMixture([0.3, 0.7], [-1.0, 2.0], [0.5, 0.2]),
+        lambda energy, x, y: (
+            -np.log(0.3 * stats.norm.pdf(x, -1, np.sqrt(0.5)) + 0.7 * stats.norm.pdf(x, 2, np.sqrt(0.2)))
+        ),
+    ),
+    energy_case(
+        lambda: energies.StudentT(3.0, jnp.array([0.5, -1.0]), 2.0),
+        lambda energy, x, y: np.sum(stats.t.logpdf(0, 3) - stats.t.logpdf((x - [0.5, -1.0]) / 2, 3)),
+    ),
+    energy_case(lambda: energies.DoubleWell(1.5, dim=2), lambda energy, x, y: 1.5 * np.sum((x**2 - 1) ** 2)),
+    energy_case(lambda: energies.ManyWell(dim=4), reference.many_well),
+    energy_case(
+        lambda: energies.Banana(0.4, 1.2, dim=3),
+        lambda energy, x, y: x[0] ** 2 / 2.88 + (x[1] + 0.4 * x[0] ** 2 - 0.4 * 1.44) ** 2 / 2 + np.sum(x[2:] ** 2) / 2,
+    ),
+    energy_case(lambda: energies.Funnel(dim=4), reference.funnel),
+    energy_case(
+        lambda: energies.Rosenbrock(1.0, 5.0, dim=3),
+        lambda energy, x, y: (x[0] - 1) ** 2 + 5 * np.sum((x[1:] - x[:-1] ** 2) ** 2),
+    ),
+    energy_case(
+        lambda: energies.Ring(1.0, 0.4), lambda energy, x, y: (np.sum(x**2) - 1.0) ** 2 / (2 * (2 * 1.0 * 0.4) ** 2)
+    ),
+    energy_case(lambda: ebm.log_density(_gaussian()), lambda log_p, x, y: -reference.gaussian_formula(log_p, x, y)),
+]
+
+
+ONES = np.ones(3, np.float32)
+ALPHA = 1 - np.exp(-2 * 1.5 * STEP)
+KERNELS = [
+    kernel_case(lambda: ebm.ULA(STEP), reference.langevin),
+    kernel_case(lambda: ebm.MALA(STEP), reference.from_blackjax(blackjax.mala, step_size=STEP)),
+    kernel_case(lambda: ebm.Barker(STEP), reference.from_blackjax(blackjax.barker, step_size=STEP)),
+    kernel_case(
+        lambda: ebm.RandomWalk(STEP),
+        reference.from_blackjax(blackjax.normal_random_walk, sigma=STEP * np.eye(3, dtype="f")),
+    ),
+    kernel_case(
+        lambda: ebm.HMC(STEP, num_integration_steps=4),
+        reference.from_blackjax(blackjax.hmc, step_size=STEP, inverse_mass_matrix=ONES, num_integration_steps=4),
+    ),
+    kernel_case(
+        lambda: ebm.NUTS(STEP), reference.from_blackjax(blackjax.nuts, step_size=STEP, inverse_mass_matrix=ONES)
+    ),
+    kernel_case(
+        lambda: kernels.GeneralizedHMC(STEP, damping=1.5),
+        reference.from_blackjax(
+            blackjax.ghmc, needs_key=True, step_size=STEP, momentum_inverse_scale=ONES, alpha=ALPHA, delta=ALPHA / 2
+        ),
+    ),
+    kernel_case(
+        lambda: ebm.MCLMC(STEP, decoherence_length=2.0),
+        reference.from_blackjax(blackjax.mclmc, needs_key=True, step_size=STEP, L=2 * np.sqrt(3)),
+    ),
+    kernel_case(
+        lambda: kernels.AdjustedMCLMC(STEP, num_integration_steps=3),
+        reference.from_blackjax(blackjax.adjusted_mclmc, step_size=STEP, num_integration_steps=3),
+    ),
+    kernel_case(
+        lambda: kernels.EllipticalSlice(energies.Gaussian(jnp.zeros(3), jnp.eye(3))),
+        reference.elliptical_slice,
+    ),
+]
+
+
+def _normal_data(key: Any, num: int) -> Any:
+    return jax.random.normal(key, (num, 1))
+
+
+def _centred(variance: float) -> Any:
+    return energies.Gaussian(jnp.zeros(1), jnp.full((1, 1), variance))
+
+
+def _smoothed(x: Any, log_scale: Any) -> Any:
+    return jnp.sum(x**2) / (2 * (1 + jnp.exp(2 * log_scale)))
+
+
+class SmoothedNormal(ebm.AbstractEnergy):
+    """N(0, 1) smoothed at every noise scale, with a precision that is 1 at the minimiser."""
+
+    precision: jax.Array
+    event_shape: tuple[int, ...] = eqx.field(static=True, default=(1,))
+    condition_shape: tuple[int, ...] | None = eqx.field(static=True, default=(), kw_only=True)
+
+    def __call__(self, x, condition=None):
+        return self.precision.astype(x.dtype) * _smoothed(x, condition)
+
+
+def score_matching_case(make: Callable[[], Any], *, random: bool = True) -> ObjectiveCase:
+    """J = 1/2 E |P x|^2 - tr P for data N(0, C): at P = C^-1 it is -tr(C^-1) / 2."""
+
+    def sample(key: Any, num: int) -> Any:
+        return jax.random.normal(key, (num, 2)) @ jnp.linalg.cholesky(jnp.asarray(reference.COVARIANCE, float)).T
+
+    return objective_case(
+        make,
+        lambda: energies.Gaussian(jnp.zeros(2), jnp.asarray(reference.COVARIANCE, float)),
+        sample,
+        -float(np.trace(np.linalg.inv(reference.COVARIANCE))) / 2,
+        lambda model: eqx.tree_at(lambda m: m.whitening, model, model.whitening * 1.2),
+        random=random,
+    )
+
+
+NOISE_SCALES = np.array([2.0, 1.0, 0.5])
+OBJECTIVES = [
+    score_matching_case(objectives.ExactScoreMatching, random=False),
+    score_matching_case(lambda: objectives.HutchinsonScoreMatching(num_probes=2)),
+    score_matching_case(lambda: objectives.SlicedScoreMatching(variance_reduced=False)),
+    score_matching_case(lambda: objectives.FiniteDifferenceScoreMatching(0.5)),
+    # 1/2 E (-a (x + s e) + e / s)^2 with a = 1 / (1 + s^2), s = 1/2
+    objective_case(
+        lambda: objectives.DenoisingScoreMatching(0.5),
+        lambda: _centred(1.25),
+        _normal_data,
+        (1 / 0.25 - 1 / 1.25) / 2,
+        lambda model: eqx.tree_at(lambda m: m.whitening, model, model.whitening * 1.2),
+    ),
+    # the mean over s of 1/2 / (1 + s^2)
+    objective_case(
+        lambda: objectives.MultiscaleDenoisingScoreMatching(jnp.asarray(NOISE_SCALES, float)),
+        lambda: SmoothedNormal(jnp.asarray(1.0)),
+        _normal_data,
+        float(np.mean(1 / (1 + NOISE_SCALES**2)) / 2),
+        lambda model: eqx.tree_at(lambda m: m.precision, model, model.precision * 1.2),
+    ),
+    objective_case(
+        lambda: objectives.NoiseContrastive(_centred(2.0), noise_ratio=2),
+        lambda: ebm.ShiftedEnergy(_centred(1.0), reference.LOG_2PI / 2),
+        _normal_data,
+        reference.nce_loss(),
+        lambda model: eqx.tree_at(lambda m: m.log_normalizer, model, model.log_normalizer + 0.3),
+    ),
+]
+
+CASES = [*ENERGIES, *KERNELS, *OBJECTIVES]

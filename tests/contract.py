@@ -1,0 +1,126 @@
+"""What a row of the contract table is: see `cases.py`."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import ebm_ppl as ebm
+from ebm_ppl import energies
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One module, how to feed it, how to call it, and what must come out.
+
+    Args:
+        make: a fresh and equal module at each call.
+        draw: `draw(module, key)`: a tuple of inputs, of arrays in JAX's default floating dtype.
+        call: `call(module, key, *inputs)`: a dict of arrays.
+        reference: `reference(module, key, *inputs)`: the same entries of that dict, or some, computed otherwise.
+        value: the entry of `call` whose gradient must be right; None where the call is not differentiable.
+        random: whether another key must give another result.
+    """
+
+    make: Callable[[], eqx.Module]
+    draw: Callable[..., tuple[Any, ...]]
+    call: Callable[..., dict[str, Any]]
+    reference: Callable[..., dict[str, Any]] | None
+    value: str | None
+    random: bool
+
+    @property
+    def name(self) -> str:
+        """The class of the row."""
+        return type(self.make()).__name__
+
+
+def _draw_event(energy: Any, key: Any) -> tuple[Any, ...]:
+    energy = energy.energy if isinstance(energy, energies.LogDensity) else energy
+    x_key, condition_key = jax.random.split(key)
+    x = jax.random.normal(x_key, energy.event_shape)
+    if energy.condition_shape is None:
+        return (x,)
+    return x, jax.random.normal(condition_key, energy.condition_shape)
+
+
+def _call_energy(energy: Any, key: Any, *inputs: Any) -> dict[str, Any]:
+    return {"energy": energy(*inputs)}
+
+
+def energy_case(make: Callable[[], Any], formula: Callable[..., Any]) -> Case:
+    """A row of `ENERGIES`; `formula(energy, x, condition)` in NumPy."""
+
+    def reference(energy: Any, key: Any, *inputs: Any) -> dict[str, Any]:
+        arrays = [np.asarray(value, np.float64) for value in inputs]
+        return {"energy": formula(energy, *arrays, *([None] if len(arrays) == 1 else []))}
+
+    return Case(make, _draw_event, _call_energy, reference, "energy", random=False)
+
+
+def skewed(x: Any) -> Any:
+    """The energy on which kernels move: not symmetric, so that a wrong sign shows."""
+    return jnp.sum(x + jnp.exp(-x))
+
+
+TARGET = ebm.log_density(ebm.FunctionEnergy(skewed, (3,)))
+STEP = 0.3
+
+
+def kernel_case(make: Callable[[], Any], theirs: Callable[..., dict[str, Any]]) -> Case:
+    """A row of `KERNELS`; `theirs(key, x)` is the same transition by other means."""
+
+    def call(kernel: Any, key: Any, x: Any) -> dict[str, Any]:
+        algorithm = kernel.build(TARGET)
+        state, info = algorithm.step(key, algorithm.init(x, key))
+        return {"position": state.position, "logdensity": state.logdensity, **kernel.stats(state, info)}
+
+    return Case(
+        make,
+        lambda kernel, key: (jax.random.normal(key, (3,)),),
+        call,
+        lambda _, key, x: theirs(key, x),
+        None,
+        random=True,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class ObjectiveCase(Case):
+    """An objective at its minimiser.
+
+    Args:
+        expected_loss: the exact expectation of the loss where `draw` puts the model; None only where the objective
+            says that its value means nothing (`comparable` False).
+        off: the same model with one parameter moved, which the statistical tests must notice.
+    """
+
+    expected_loss: float | None
+    off: Callable[[Any], Any]
+
+
+def objective_case(
+    make: Callable[[], Any],
+    model: Callable[[], Any],
+    sample: Callable[..., Any],
+    expected_loss: float | None,
+    off: Callable[[Any], Any],
+    *,
+    random: bool = True,
+) -> ObjectiveCase:
+    """A row of `OBJECTIVES`."""
+
+    def call(objective: Any, key: Any, model: Any, batch: Any) -> dict[str, Any]:
+        init_key, step_key = jax.random.split(key)
+        state = objective.init(model, batch, key=init_key)
+        loss, (_, metrics) = objective(model, state, batch, key=step_key)
+        return {"loss": loss, **metrics}
+
+    def draw(objective: Any, key: Any) -> tuple[Any, ...]:
+        return model(), sample(key, 8)
+
+    return ObjectiveCase(make, draw, call, None, "loss", random, expected_loss, off)
