@@ -175,3 +175,16 @@ def test_import_is_lazy():
     code = "import sys, ebm_ppl; print({'numpyro', 'arviz', 'jax'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
+
+
+def test_the_documentation_builds_strictly_and_fetches_nothing(tmp_path):
+    command = [sys.executable, "-W", "ignore", "-m", "mkdocs", "build", "--strict", "--quiet", "-d", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    pages = {path.relative_to(tmp_path).as_posix(): path.read_text() for path in tmp_path.rglob("*.html")}
+    fetched = re.compile(r"<(?:script|img|iframe)[^>]* src=\"?(?:https?:)?//|<link[^>]* href=\"?(?:https?:)?//")
+    assert not [name for name, page in pages.items() if fetched.search(page)]
+    styles = "".join(path.read_text() for path in tmp_path.rglob("*.css"))
+    assert not re.search(r"url\(\"?(?:https?:)?//|@import", styles)
+    assert "<math" in pages["api/energies.html"]
+    assert not [name for name, page in pages.items() if "arithmatex" in page]
