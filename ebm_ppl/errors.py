@@ -62,6 +62,14 @@ class ChainFailedError(EbmPplError, RuntimeError):
         self.result = result
 
 
+class LogNormalizerError(EbmPplError, RuntimeError):
+    """`strict=True` and an estimate of log Z cannot be vouched for. Carries `result`: nothing computed is lost."""
+
+    def __init__(self, message: str, result: object = None) -> None:
+        super().__init__(message)
+        self.result = result
+
+
 @dataclasses.dataclass(frozen=True)
 class Problem:
     """One named reason not to trust a result.
@@ -71,6 +79,7 @@ class Problem:
         advice: one sentence: what was found, what it means, what to try.
         chain: the chain concerned, or None for the whole result.
         value: the number that triggered it, or None.
+        condition: where many conditions were treated at once, the index of the one concerned.
 
     Example:
         >>> from ebm_ppl import Problem
@@ -82,10 +91,12 @@ class Problem:
     advice: str
     chain: int | None = None
     value: float | int | None = None
+    condition: int | None = None
 
     def __str__(self) -> str:
-        """`CODE (chain, value): advice`."""
-        where = [f"chain {self.chain}"] if self.chain is not None else []
+        """`CODE (condition, chain, value): advice`."""
+        where = [f"condition {self.condition}"] if self.condition is not None else []
+        where += [f"chain {self.chain}"] if self.chain is not None else []
         where += [f"value {self.value:.4g}"] if self.value is not None else []
         return f"{self.code}{' (' + ', '.join(where) + ')' if where else ''}: {self.advice}"
 
@@ -105,19 +116,23 @@ class SamplingWarning(UserWarning):
 
 
 def warn_problems(problems: Iterable[Problem], num_chains: int | None = None, *, stacklevel: int = 3) -> None:
-    """Issue one `SamplingWarning` per code: number of chains first, then cause and advice."""
+    """Issue one `SamplingWarning` per code: number of chains or conditions first, then cause and advice."""
     by_code: dict[str, list[Problem]] = {}
     for problem in problems:
         by_code.setdefault(problem.code, []).append(problem)
     for code, group in by_code.items():
         chains = tuple(problem.chain for problem in group if problem.chain is not None)
         first = group[0]
-        head = f"{_count(chains, num_chains)}: " if chains else ""
+        conditions = tuple(problem.condition for problem in group if problem.condition is not None)
+        head = f"{_count('condition', conditions)}: " if conditions else ""
+        head += f"{_count('chain', chains, num_chains)}: " if chains else ""
         message = f"{head}{code}: {first.advice}"
         warnings.warn(SamplingWarning(message, code, chains, first.value), stacklevel=stacklevel)
 
 
-def _count(chains: Sequence[int], num_chains: int | None) -> str:
-    shown = ", ".join(str(chain) for chain in chains[:8]) + (", ..." if len(chains) > 8 else "")
-    of = f" of {num_chains}" if num_chains is not None else ""
-    return f"{len(chains)}{of} chains (chains {shown})" if len(chains) > 1 else f"1{of} chains (chain {shown})"
+def _count(what: str, indices: Sequence[int], total: int | None = None) -> str:
+    shown = ", ".join(str(index) for index in indices[:8]) + (", ..." if len(indices) > 8 else "")
+    of = f" of {total}" if total is not None else ""
+    if len(indices) > 1:
+        return f"{len(indices)}{of} {what}s ({what}s {shown})"
+    return f"1{of} {what}s ({what} {shown})" if of else f"1 {what} ({what} {shown})"
