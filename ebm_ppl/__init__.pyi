@@ -46,11 +46,11 @@ from .kernels import MCLMC as MCLMC
 from .kernels import NUTS as NUTS
 from .kernels import RandomWalk as RandomWalk
 from .kernels import ULA as ULA
+from .objectives import fisher_divergence as fisher_divergence
 from .sampling import Draws as Draws
 from .sampling import Tempering as Tempering
 from .sampling import parallel_tempering as parallel_tempering
 from .sampling import resume as resume
 from .sampling import sample as sample
-from .objectives import fisher_divergence as fisher_divergence
 from .training import FitResult as FitResult
 from .training import fit as fit
