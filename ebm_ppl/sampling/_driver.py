@@ -14,6 +14,7 @@ from ebm_ppl.kernels import AbstractKernel
 from ebm_ppl.kernels._base import with_step_size
 from ebm_ppl.sampling._checkpoint import Checkpoint, Piece
 from ebm_ppl.sampling._draws import Draws
+from ebm_ppl.sampling._mesh import place_chains, to_host
 from ebm_ppl.sampling._pace import Pace
 from ebm_ppl.sampling._problems import find_problems
 from ebm_ppl.sampling._run_chains import (
@@ -65,18 +66,20 @@ class Run:
 
     def begin(self) -> Journey:
         """All chains at their starting positions."""
-        keys = chain_keys(self.key, self.num_chains)
+        positions = place_chains(self.positions, self.target.mesh)
         chains = start_chains(
-            self.kernel, self.target, self.positions, keys, tune=self._tune, precondition=self.precondition
+            self.kernel, self.target, positions, self._keys, tune=self._tune, precondition=self.precondition
         )
         return Journey(chains, warm=not self._tune and self.num_warmup == 0)
 
     def go(self, journey: Journey | None = None, *, progress_bar: bool) -> Draws:
         """Warm up, draw, judge; from `journey` on where one is given."""
         started = time.perf_counter()
-        keys = chain_keys(self.key, self.num_chains)
+        keys = self._keys
         total = self.num_warmup + self.num_samples * self.thinning
-        progress = Progress(total, "warm-up" if self.num_warmup else "sampling", enabled=progress_bar)
+        progress = Progress(
+            total, "warm-up" if self.num_warmup else "sampling", enabled=progress_bar and jax.process_index() == 0
+        )
         try:
             with deferred_interrupt() as interruption:
                 journey = self.begin() if journey is None else journey
@@ -88,6 +91,10 @@ class Run:
         finally:
             progress.close()
         return self._judge(journey, time.perf_counter() - started)
+
+    @property
+    def _keys(self) -> Array:
+        return place_chains(chain_keys(self.key, self.num_chains), self.target.mesh)
 
     @property
     def _tune(self) -> bool:
@@ -107,14 +114,14 @@ class Run:
                     journey.chains, rate = warm_up(
                         self.kernel, self.target, journey.chains, keys, first, steps, jnp.asarray(slow)
                     )
-                    rate = np.asarray(rate)
+                    rate = to_host(rate)
                 journey.warmed += count
                 if slow and journey.warmed == end:
                     journey.chains = close_slow_window(
                         self.kernel, self.target, journey.chains, keys, _int32(end), pool=self.pool_warmup
                     )
                 self._save(journey)
-                step_size = float(np.mean(np.asarray(journey.chains.chain.step_size)))
+                step_size = float(np.mean(to_host(journey.chains.chain.step_size)))
                 progress.update(count, acceptance=f"{rate.mean():.2f}", step_size=f"{step_size:.2e}")
         if not journey.warm:
             if self._tune:
@@ -139,6 +146,13 @@ class Run:
             progress.update(count * self.thinning, **facts)
 
     @property
+    def _device(self) -> str:
+        mesh = self.target.mesh
+        if mesh is None:
+            return str(next(iter(self.positions.devices())))
+        return f"{mesh.devices.size} {mesh.devices.flat[0].platform} devices of {jax.process_count()} process(es)"
+
+    @property
     def _capacity(self) -> int:
         dtype, event_shape = self.positions.dtype, self.positions.shape[1:]
         return chunk_capacity(self.num_samples, self.num_chains, event_shape, dtype.itemsize)
@@ -155,7 +169,7 @@ class Run:
             capacity=self._capacity,
             thinning=self.thinning,
         )
-        return jax.tree.map(lambda rows: np.array(np.asarray(rows)[:count]), (positions, stats))
+        return jax.tree.map(lambda rows: np.array(to_host(rows)[:count]), (positions, stats))
 
     def _save(self, journey: Journey, *, force: bool = False) -> None:
         if self.checkpoint is not None and (force or self.checkpoint.due):
@@ -164,7 +178,7 @@ class Run:
     def _judge(self, journey: Journey, seconds: float) -> Draws:
         chains, warmed = journey.chains, journey.warmed
         # Interrupted before the first chunk: an empty result of the right shapes.
-        pieces = journey.pieces or [self._chunk(Journey(chains), chain_keys(self.key, self.num_chains), 0, 0)]
+        pieces = journey.pieces or [self._chunk(Journey(chains), self._keys, 0, 0)]
         gathered, stats = jax.tree.map(lambda *parts: np.swapaxes(np.concatenate(parts), 0, 1), *pieces)
         problems = find_problems(gathered, stats, self.kernel, num_warmup=self.num_warmup, thinning=self.thinning)
         if gathered.shape[1] < self.num_samples:
@@ -182,13 +196,13 @@ class Run:
             "adjusted": self.kernel.adjusted,
             "energy": type(self.target.energy).__name__,
             "key": np.asarray(jax.random.key_data(self.key)).tolist(),
-            "device": str(next(iter(self.positions.devices()))),
+            "device": self._device,
             "seconds": round(seconds, 3),
             "redrawn_starts": self.redrawn_starts,
         }
-        step_size = np.asarray(chains.chain.step_size).mean()
+        step_size = to_host(chains.chain.step_size).mean()
         kernel = with_step_size(self.kernel, float(step_size))
-        scale = np.asarray(chains.chain.preconditioner.scale)
+        scale = to_host(chains.chain.preconditioner.scale)
         return Draws(gathered, stats, kernel, tuple(problems), settings, scale)
 
 

@@ -106,7 +106,7 @@ def _rebuild(saved: Saved, energy: AbstractEnergy, kernel: AbstractKernel | None
     positions = jnp.zeros((record["num_chains"], *record["event_shape"]), dtype)
     return Run(
         kernel,
-        chain_target(energy, condition, record["num_chains"]),
+        chain_target(energy, condition),
         positions,
         key,
         record["precondition"],

@@ -6,11 +6,13 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from ebm_ppl._types import LogDensityFn, PRNGKey
 from ebm_ppl.energies import AbstractEnergy, log_density
 from ebm_ppl.kernels import AbstractKernel
+from ebm_ppl.sampling._mesh import chain_spec, place_chains
 from ebm_ppl.sampling._warmup import (
     Adaptation,
     ChainState,
@@ -39,6 +41,7 @@ class ChainTarget(eqx.Module):
     energy: AbstractEnergy
     condition: Float[Array, "..."] | None
     condition_per_chain: bool = eqx.field(static=True)
+    mesh: Mesh | None = eqx.field(static=True, default=None)
 
     def logdensity_fn(self, condition: Array | None) -> LogDensityFn:
         """The log density one chain sees."""
@@ -51,13 +54,38 @@ def chain_keys(key: PRNGKey, num_chains: int) -> Array:
 
 
 def _vmap_chains(function: Any, target: ChainTarget, *args: Any) -> Any:
-    """`function(logdensity_fn, *args of one chain)` for all chains."""
+    """`function(logdensity_fn, *args of one chain)` for all chains, those of a mesh on its devices."""
+
+    def local(mapped: Any, *args: Any) -> Any:
+        return mapped(function, *args)
+
+    return _on_mesh(local, target, PartitionSpec(), *args)
+
+
+def _on_mesh(program: Any, target: ChainTarget, leading: PartitionSpec, *args: Any) -> Any:
+    """`program(mapped, *args)` on every device's own chains; `mapped(function, *args)` maps over them.
+
+    Every device runs its own program: a loop of one (NUTS) never waits for those of another. Outputs lead with
+    the axes of `leading`, then the chains.
+    """
     axis = 0 if target.condition_per_chain else None
 
-    def one_chain(condition: Array | None, *chain_args: Any) -> Any:
-        return function(target.logdensity_fn(condition), *chain_args)
+    def run(condition: Array | None, *args: Any) -> Any:
+        def mapped(function: Any, *args: Any) -> Any:
+            def one_chain(condition: Array | None, *chain_args: Any) -> Any:
+                return function(target.logdensity_fn(condition), *chain_args)
 
-    return jax.vmap(one_chain, in_axes=(axis, *(0 for _ in args)))(target.condition, *args)
+            return jax.vmap(one_chain, in_axes=(axis, *(0 for _ in args)))(condition, *args)
+
+        return program(mapped, *args)
+
+    if target.mesh is None:
+        return run(target.condition, *args)
+    chains = chain_spec(target.mesh)
+    in_specs = (chains if axis == 0 else PartitionSpec(), *(chains for _ in args))
+    out_specs = PartitionSpec(*leading, *chains)
+    run = jax.shard_map(run, mesh=target.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+    return run(target.condition, *args)
 
 
 @eqx.filter_jit
@@ -152,26 +180,31 @@ def draw(
     statistics as `(draw, chain, ...)`; rows from `num_draws` on are not meaningful.
     """
 
-    def one_draw(i: Array, chain: ChainState) -> tuple[ChainState, dict[str, Array]]:
-        def run(logdensity_fn: LogDensityFn, chain: ChainState, key: Array) -> tuple[ChainState, dict[str, Array]]:
-            return _thinned(kernel, logdensity_fn, chain, key, first + i * thinning, thinning)
+    def program(mapped: Any, chain: ChainState, keys: Array) -> tuple[Any, Array, dict[str, Array]]:
+        def one_draw(i: Array, chain: ChainState) -> tuple[ChainState, dict[str, Array]]:
+            def run(logdensity_fn: LogDensityFn, chain: ChainState, key: Array) -> tuple[ChainState, dict[str, Array]]:
+                return _thinned(kernel, logdensity_fn, chain, key, first + i * thinning, thinning)
 
-        return _vmap_chains(run, target, chain, keys)
+            return mapped(run, chain, keys)
 
-    def step(i: Array, carry: tuple) -> tuple:
-        # The loop is outside, the chains inside: so a row is written by one slice update, not by a scatter.
-        chain, positions, stats = carry
-        chain, new = one_draw(i, chain)
-        stats = jax.tree.map(lambda rows, row: jax.lax.dynamic_update_index_in_dim(rows, row, i, 0), stats, new)
-        return chain, jax.lax.dynamic_update_index_in_dim(positions, _positions(chain), i, 0), stats
+        def step(i: Array, carry: tuple) -> tuple:
+            # The loop is outside, the chains inside: so a row is written by one slice update, not by a scatter.
+            chain, positions, stats = carry
+            chain, new = one_draw(i, chain)
+            write = jax.lax.dynamic_update_index_in_dim
+            stats = jax.tree.map(lambda rows, row: write(rows, row, i, 0), stats, new)
+            return chain, write(positions, _positions(chain), i, 0), stats
 
-    chain = chains.chain
-    shapes = eqx.filter_eval_shape(one_draw, jnp.zeros((), jnp.int32), chain)[1]
-    stats = jax.tree.map(lambda leaf: jnp.zeros((capacity, *leaf.shape), leaf.dtype), shapes)
-    start = _positions(chain)
-    positions = jnp.zeros((capacity, *start.shape), start.dtype)
-    chain, positions, stats = jax.lax.fori_loop(0, num_draws, step, (chain, positions, stats))
-    return Chains(chain, None), positions, stats
+        shapes = eqx.filter_eval_shape(one_draw, jnp.zeros((), jnp.int32), chain)[1]
+        stats = jax.tree.map(lambda leaf: jnp.zeros((capacity, *leaf.shape), leaf.dtype), shapes)
+        start = _positions(chain)
+        positions = jnp.zeros((capacity, *start.shape), start.dtype)
+        chain, positions, stats = jax.lax.fori_loop(0, num_draws, step, (chain, positions, stats))
+        # The state leads with an axis of one, so that all outputs are laid out alike: (draw, chain, ...).
+        return jax.tree.map(lambda leaf: leaf[None], chain), positions, stats
+
+    chain, positions, stats = _on_mesh(program, target, PartitionSpec(None), chains.chain, keys)
+    return Chains(jax.tree.map(lambda leaf: leaf[0], chain), None), positions, stats
 
 
 def _positions(chain: ChainState) -> Array:
@@ -246,7 +279,7 @@ def run_chains(
         ((3, 10, 2), ['acceptance_rate', 'diverging'])
     """
     num_chains = initial_positions.shape[0]
-    target = chain_target(energy, condition, num_chains)
+    target = chain_target(energy, condition)
     keys = chain_keys(key, num_chains)
     tune = tunes(kernel, num_warmup)
     chains = start_chains(kernel, target, initial_positions, keys, tune=tune, precondition=precondition)
@@ -284,11 +317,13 @@ def tunes(kernel: AbstractKernel, num_warmup: int) -> bool:
     return num_warmup > 0 and kernel.target_acceptance_rate is not None
 
 
-def chain_target(energy: AbstractEnergy, condition: Array | None, num_chains: int) -> ChainTarget:
+def chain_target(energy: AbstractEnergy, condition: Array | None, mesh: Mesh | None = None) -> ChainTarget:
     """The target of all chains; a condition with a leading chain axis gives each chain its own."""
     if condition is None or energy.condition_shape is None:
-        return ChainTarget(energy, condition, condition_per_chain=False)
-    return ChainTarget(energy, condition, condition_per_chain=condition.ndim > len(energy.condition_shape))
+        return ChainTarget(energy, condition, condition_per_chain=False, mesh=mesh)
+    per_chain = condition.ndim > len(energy.condition_shape)
+    condition = place_chains(condition, mesh) if per_chain else condition
+    return ChainTarget(energy, condition, condition_per_chain=per_chain, mesh=mesh)
 
 
 def chunk_capacity(num_samples: int, num_chains: int, event_shape: tuple[int, ...], itemsize: int) -> int:

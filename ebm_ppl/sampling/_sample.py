@@ -4,7 +4,9 @@ import os
 import pathlib
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jaxtyping import Array
 
 from ebm_ppl._checks import check_condition, check_count, check_key
@@ -15,6 +17,7 @@ from ebm_ppl.kernels._base import with_step_size
 from ebm_ppl.sampling._checkpoint import Checkpoint
 from ebm_ppl.sampling._draws import Draws
 from ebm_ppl.sampling._driver import Run
+from ebm_ppl.sampling._mesh import check_mesh
 from ebm_ppl.sampling._positions import starting_positions
 from ebm_ppl.sampling._preconditioners import PRECONDITIONERS
 from ebm_ppl.sampling._resume import run_fingerprint
@@ -36,6 +39,7 @@ def sample(
     pool_warmup: bool = False,
     progress_bar: bool = True,
     strict: bool = False,
+    mesh: Mesh | Any = None,
     checkpoint: str | os.PathLike[str] | None = None,
 ) -> Draws:
     r"""Draw from \(p(x) \propto \exp(-E(x))\) with many chains at once.
@@ -67,6 +71,9 @@ def sample(
             a short warm-up; but then a chain's draws depend on the others.
         progress_bar: a bar in a terminal or notebook, one line per 10 s elsewhere.
         strict: raise `ChainFailedError` (carrying the draws) instead of warning when there is a problem.
+        mesh: a `jax.sharding.Mesh`: the chains are spread over all its devices, on one host or, after
+            `jax.distributed.initialize`, on several (every process then makes the same call and gets all draws).
+            The draws do not depend on the layout, up to rounding.
         checkpoint: a directory to save the run to, about once a second; after a crash `ebm.resume(checkpoint, energy)`
             finishes it to the same bits. One that holds a run already is refused.
 
@@ -106,6 +113,11 @@ def sample(
     }
     key = check_key(key)
     condition = check_condition(condition, energy.condition_shape, counts["num_chains"])
+    mesh = check_mesh(mesh, counts["num_chains"])
+    if checkpoint is not None and jax.process_count() > 1:
+        raise NotImplementedError(
+            "`checkpoint` with several processes; save the draws that every process gets instead."
+        )
     positions, redraws = starting_positions(
         energy,
         initial_positions,
@@ -115,7 +127,7 @@ def sample(
         needs_gradient=kernel.uses_gradient,
     )
     kernel = with_step_size(kernel, jnp.asarray(kernel.step_size, positions.dtype))
-    target = chain_target(energy, condition, num_chains)
+    target = chain_target(energy, condition, mesh)
     run = Run(kernel, target, positions, key, precondition, pool_warmup, redrawn_starts=redraws, **counts)
     if checkpoint is not None:
         run.checkpoint = Checkpoint(pathlib.Path(checkpoint), run_fingerprint(run))
