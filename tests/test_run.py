@@ -1,44 +1,18 @@
-"""run.py, with fake interpreters: no network, no real environment. Every case that builds runs a copy in `tmp_path`."""
+"""run.py, function by function: the file itself, and how it finds a Python."""
 
 import ast
 import importlib.util
 import os
 import pathlib
-import shutil
-import signal
 import subprocess
 import sys
 import time
 
 import pytest
 
-ROOT = pathlib.Path(__file__).parent.parent
+from tests.fake_checkout import ROOT, script
+
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="the fake interpreters are shell scripts")
-
-# Answers what run.py asks of a Python: the probe, `-m venv`, `-m pip`. Logs every call beside itself.
-FAKE_PYTHON = """#!/bin/sh
-here="@LOG@"
-echo "$*" >> "$here/calls"
-case "$*" in
-  "-I -c import sys"*) echo 3.12 ;;
-  "-m venv "*) mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
-  *"pip --version"*) echo pip ;;
-  *"pip "*"--require-hashes"*)
-    if [ -e "$here/slow" ]; then sleep 60; fi
-    if [ -e "$here/tampered" ]; then echo "ERROR: THESE PACKAGES DO NOT MATCH THE HASHES"; exit 1; fi
-    echo "WARNING: Location 'file:///x' is ignored" >&2 ;;
-  *"pip "*"--no-deps"*) if [ -e "$here/no-backend" ]; then exit 1; fi ;;
-  "child"*) echo "$PWD|${PYTHONPATH-unset}|${PYTHONHOME-unset}|$*"; exit 7 ;;
-  *) exit 0 ;;
-esac
-"""
-
-
-def script(path, text):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
-    path.chmod(0o755)
-    return str(path)
 
 
 @pytest.fixture
@@ -48,47 +22,6 @@ def run():
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-class Checkout:
-    """A copy of run.py with a lock, a project file and a fake interpreter."""
-
-    def __init__(self, folder):
-        self.folder, self.log = folder / "check out", folder / "log"
-        self.log.mkdir()
-        self.folder.mkdir()
-        shutil.copy(ROOT / "run.py", self.folder)
-        (self.folder / "requirements-dev.lock").write_text("tqdm==4.70.1 \\\n    --hash=sha256:0\n")
-        (self.folder / "pyproject.toml").write_text("[project]\n")
-        self.python = script(folder / "fake python", FAKE_PYTHON.replace("@LOG@", str(self.log)))
-        self.exe = self.folder / ".venv-dev" / "bin" / "python"
-        self.stamp = self.folder / ".venv-dev" / "run-py.stamp"
-
-    def start(self, *arguments, **variables):
-        environment = {"PATH": os.defpath, "HOME": str(self.log), "EBM_PPL_PYTHON": self.python, **variables}
-        pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        command = [sys.executable, "-S", str(self.folder / "run.py"), *arguments]
-        return subprocess.Popen(command, env=environment, text=True, start_new_session=True, **pipes)
-
-    def run(self, *arguments, **variables):
-        with self.start(*arguments, **variables) as process:
-            out, err = process.communicate(timeout=30)
-        return process.returncode, out, err
-
-    def touch(self, name):
-        (self.log / name).touch()
-
-    def installs(self):
-        """How often pip was asked to install, and how often an environment was made."""
-        path = self.log / "calls"
-        calls = path.read_text().splitlines() if path.exists() else []
-        path.write_text("")
-        return sum(" install " in call for call in calls), sum(call.startswith("-m venv") for call in calls)
-
-
-@pytest.fixture
-def checkout(tmp_path):
-    return Checkout(tmp_path)
 
 
 # --- the file itself
@@ -252,172 +185,12 @@ def test_private_uv_is_installed_by_the_hashes_of_the_lock(run, tmp_path, monkey
     assert all(line.startswith("    --hash=sha256:") for line in hashes)
 
 
-# --- building the environment
-
-
-def test_first_run_builds_then_nothing_is_left_to_do(checkout):
-    code, out, err = checkout.run("which")
-    assert (code, out) == (0, f"{checkout.exe}\n")
-    assert err.splitlines() == [
-        f"[run.py] building .venv-dev with {checkout.python}",
-        "[run.py] installing 1 locked packages (the first time: a minute or two)",
-    ]
-    assert checkout.installs() == (2, 1)
-    assert checkout.run("which") == (0, f"{checkout.exe}\n", "")
-    assert checkout.installs() == (0, 0)
-
-
-@pytest.mark.parametrize("name", ["requirements-dev.lock", "pyproject.toml"])
-def test_a_changed_file_reinstalls_into_the_same_environment(checkout, name):
-    checkout.run("which")
-    checkout.installs()
-    with open(checkout.folder / name, "a") as file:
-        file.write("# changed\n")
-    assert checkout.run("which")[0] == 0
-    assert checkout.installs() == (2, 0)
-
-
-def test_a_moved_checkout_reinstalls(checkout):
-    checkout.run("which")
-    checkout.installs()
-    checkout.folder = checkout.folder.rename(checkout.folder.parent / "moved")
-    code, out, _ = checkout.run("which")
-    assert (code, out) == (0, f"{checkout.folder / '.venv-dev' / 'bin' / 'python'}\n")
-    assert checkout.installs() == (2, 0)
-
-
-def test_an_environment_whose_python_is_gone_is_rebuilt(checkout):
-    checkout.run("which")
-    checkout.installs()
-    checkout.exe.unlink()
-    leftover = checkout.exe.parent / "leftover"
-    leftover.touch()
-    assert checkout.run("which")[0] == 0
-    assert checkout.installs() == (2, 1)
-    assert not leftover.exists()
-
-
-@pytest.mark.parametrize("fault", ["tampered", "no-backend"])
-def test_a_failed_pip_is_3_with_one_sentence_and_leaves_no_stamp(checkout, fault):
-    checkout.touch(fault)
-    code, out, err = checkout.run("which")
-    assert (code, out) == (3, "")
-    assert [line for line in err.splitlines() if "set-up failed" in line] == [
-        "[run.py] set-up failed: the lines above say why; nothing outside .venv-dev was touched; run again to retry"
-    ]
-    assert ("DO NOT MATCH THE HASHES" in err) == (fault == "tampered")
-    assert not checkout.stamp.exists()
-    (checkout.log / fault).unlink()
-    assert checkout.run("which")[0] == 0
-
-
 def test_pips_harmless_lines_are_dropped_and_its_errors_kept(run, capfd):
     text = (
         "WARNING: Location 'file:///x' is ignored: it is neither a file nor a directory.\nERROR: real\nWARNING: real\n"
     )
     assert run.call([sys.executable, "-c", f"import sys; sys.stderr.write({text!r}); sys.exit(4)"]) == 4
     assert capfd.readouterr() == ("", "ERROR: real\nWARNING: real\n")
-
-
-def test_missing_lock_is_3_not_a_traceback(checkout):
-    (checkout.folder / "requirements-dev.lock").unlink()
-    code, _, err = checkout.run("which")
-    assert code == 3
-    assert "requirements-dev.lock" in err
-    assert "Traceback" not in err
-
-
-def test_interrupted_set_up_is_130_and_the_next_run_starts_afresh(checkout):
-    checkout.touch("slow")
-    with checkout.start("which") as process:
-        _wait_for(lambda: "--require-hashes" in (checkout.log / "calls").read_text())
-        os.killpg(process.pid, signal.SIGINT)
-        _, err = process.communicate(timeout=30)
-    assert process.returncode == 130
-    assert "interrupted; run the same command again" in err
-    (checkout.log / "slow").unlink()
-    checkout.installs()
-    assert checkout.run("which")[0] == 0
-    assert checkout.installs() == (2, 1)
-
-
-def test_a_second_first_run_waits_for_the_first_and_installs_nothing(checkout):
-    checkout.touch("slow")
-    script(checkout.log / "sleep", f'#!/bin/sh\nwhile [ -e "{checkout.log}/slow" ]; do /bin/sleep 0.05; done\n')
-    path = f"{checkout.log}{os.pathsep}{os.defpath}"
-    with checkout.start("which", PATH=path) as first:
-        _wait_for(lambda: "--require-hashes" in (checkout.log / "calls").read_text())
-        with checkout.start("which", PATH=path) as second:
-            assert second.stderr.readline() == "[run.py] another run.py is building .venv-dev; waiting for it\n"
-            (checkout.log / "slow").unlink()
-            assert second.wait(timeout=30) == first.wait(timeout=30) == 0
-    assert checkout.installs() == (2, 1)
-
-
-def test_a_killed_first_run_frees_the_guard(checkout):
-    checkout.touch("slow")
-    with checkout.start("which") as process:
-        _wait_for(lambda: "--require-hashes" in (checkout.log / "calls").read_text())
-        os.killpg(process.pid, signal.SIGKILL)
-    (checkout.log / "slow").unlink()
-    code, _, err = checkout.run("which")
-    assert code == 0
-    assert "another run.py" not in err
-
-
-def _wait_for(condition, seconds=20):
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        try:
-            if condition():
-                return
-        except FileNotFoundError:
-            pass
-        time.sleep(0.02)
-    pytest.fail("what was waited for did not happen")
-
-
-# --- commands
-
-
-def test_the_childs_exit_code_arguments_and_surroundings(checkout):
-    code, out, _ = checkout.run("python", "child", "two words", "-k", PYTHONPATH="/nowhere", PYTHONHOME="")
-    assert code == 7
-    assert out == f"{checkout.folder}|unset|unset|child two words -k\n"
-
-
-@pytest.mark.parametrize(
-    ("command", "expected"),
-    [
-        (["demo", "--fast"], "examples/01_digits_inpainting.py --fast"),
-        (["test", "-k", "score"], "-m pytest -q -k score"),
-        (["docs"], "-m mkdocs build --strict"),
-        (["docs", "serve"], "-m mkdocs serve"),
-        (["bench", "--quick"], "benchmarks/run.py --quick"),
-        (["python", "-V"], "-V"),
-    ],
-)
-def test_what_each_command_runs(checkout, command, expected):
-    assert checkout.run(*command)[0] == 0
-    assert (checkout.log / "calls").read_text().splitlines()[-1] == expected
-
-
-def test_lint_runs_every_check_and_passes(checkout):
-    code, out, err = checkout.run("lint")
-    assert code == 0, err
-    assert "No file has more than 400 lines." in out
-    ran = (checkout.log / "calls").read_text().splitlines()[-5:]
-    tools = ("ruff check", "ruff format --check", "pyright --pythonpath", "lint_imports_command", "codespell_lib")
-    assert all(tool in call for tool, call in zip(tools, ran, strict=True))
-
-
-@pytest.mark.parametrize("lines", [400, 401])
-def test_lint_fails_on_a_file_of_more_than_400_lines(checkout, lines):
-    (checkout.folder / "long.py").write_text("\n" * lines)
-    code, out, err = checkout.run("lint")
-    assert code == (lines > 400)
-    assert ("long.py: 401 lines" in out) == (lines > 400)
-    assert f"{lines - 400} of 6 checks failed" in err
 
 
 def test_long_files_looks_at_tracked_files_only(run, tmp_path, monkeypatch):
