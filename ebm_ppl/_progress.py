@@ -30,9 +30,7 @@ class Progress:
         stream: where to write; standard error by default.
     """
 
-    def __init__(
-        self, total: int, label: str, *, unit: str = "step", enabled: bool = True, stream: Any = None
-    ) -> None:
+    def __init__(self, total: int, label: str, *, unit: str = "step", enabled: bool = True, stream: Any = None) -> None:
         self._stream = sys.stderr if stream is None else stream
         self._total, self._label, self._unit, self._done = total, label, unit, 0
         self._started = self._last = time.monotonic()
