@@ -32,8 +32,7 @@ EXACT = (
 
 def resolve_support(support: Any, event_shape: tuple[int, ...]) -> Constraint:
     """`support` as a constraint on whole events; None is all reals, a smaller one applies to every row."""
-    if support is None:
-        return constraints.independent(constraints.real, len(event_shape))
+    support = constraints.real if support is None else support
     if not isinstance(support, Constraint) or constraints.is_dependent(support):
         raise TypeError(
             "`support` must be one of numpyro.distributions.constraints, such as constraints.positive; "

@@ -275,8 +275,7 @@ def test_a_block_of_gibbs_beside_nuts():
     With a cached density that is not refreshed when the sibling moves, the covariance comes out wrong.
     """
     kernel = Gibbs([(ebm.BlackJAXKernel(two_blocks), ["weights", "a"]), (NUTS(two_blocks), None)])
-    settings = {"num_warmup": 300, "num_samples": 2500, "num_chains": 2, "progress_bar": False}
-    mcmc = MCMC(kernel, chain_method=jax.vmap, **settings)
+    mcmc = MCMC(kernel, num_warmup=300, num_samples=5000, progress_bar=False)
     mcmc.run(jax.random.key(0), jnp.asarray(2.0))
     draws = {name: np.asarray(value) for name, value in mcmc.get_samples(group_by_chain=True).items()}
     covariance = np.linalg.inv(np.array([[2.0, -1.0], [-1.0, 5.0]]))
