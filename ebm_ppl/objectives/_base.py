@@ -79,7 +79,7 @@ class AbstractObjective[State](eqx.Module):
             KeyArgumentError: if `key` is not one JAX key.
         """
         init_key, step_key = jax.random.split(check_key(key))
-        return self(model, self.init(model, batch, key=init_key), batch, key=step_key)[0]
+        return _value(self, model, self.init(model, batch, key=init_key), batch, step_key)
 
     def data_condition_shape(self, model: Any) -> tuple[int, ...] | None:
         """Shape of the condition that comes with each event of the data; None: the data are events only.
@@ -204,6 +204,11 @@ def energy_of(model: Any) -> AbstractEnergy:
         f"`model` must be an energy or hold one; got {type(model).__name__}. "
         "Wrap a function: ebm.FunctionEnergy(fn, event_shape, params)."
     )
+
+
+@eqx.filter_jit
+def _value(objective: AbstractObjective, model: Any, state: Any, batch: Batch, key: Array) -> Scalar:
+    return objective(model, state, batch, key=key)[0]
 
 
 def _check_rows(name: str, rows: Array, shape: tuple[int, ...]) -> None:

@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
@@ -49,7 +50,7 @@ def check_coverage(noise: Noise, x: Float[Array, "n ..."]) -> None:
 
 @eqx.filter_jit
 def _covered(noise: KnownDensity, x: Array) -> Array:
-    return jax.vmap(noise.covers)(x)
+    return jax.vmap(noise.log_prob_in_support)(x) > -jnp.inf
 
 
 def _stop_gradient(tree: Any) -> Any:

@@ -34,37 +34,52 @@ def quadratic_energy(precision):
     return ebm.FunctionEnergy(quadratic, (3,), entries)
 
 
+@eqx.filter_jit
+def evaluate(objective, model, batch, key):
+    """Losses by row and metrics, compiled: eager evaluation would compile every operation by itself."""
+    return objective.evaluate(model, batch, key=key)
+
+
+@eqx.filter_jit
+def row_gradients(objective, model, batch, key):
+    """d(loss of one row)/d(parameters), shape (row, parameter), parameters in the order of the model's leaves."""
+    params, static = eqx.partition(model, eqx.is_inexact_array)
+    start, unravel = ravel_pytree(params)
+
+    def rows(theta):
+        return objective.evaluate(eqx.combine(unravel(theta), static), batch, key=key)[0]
+
+    return jax.jacfwd(rows)(start)
+
+
 def solve(objective, model, data, key, *, num_iterations=1):
     """Newton's method on a fixed sample and fixed noise: parameters, and their sandwich covariance.
 
     One iteration is exact for losses quadratic in the parameters, as those of score matching on Gaussians are.
     """
-    params, static = eqx.partition(model, eqx.is_inexact_array)
-    start, unravel = ravel_pytree(params)
-
-    def rows(theta):
-        return objective.evaluate(eqx.combine(unravel(theta), static), data, key=key)[0]
-
-    def mean(theta):
-        return jnp.mean(rows(theta))
-
-    @jax.jit
-    def newton(theta):
-        def update(_, theta):
-            return theta - jnp.linalg.solve(jax.hessian(mean)(theta), jax.grad(mean)(theta))
-
-        theta = jax.lax.fori_loop(0, num_iterations, update, theta)
-        return theta, jax.hessian(mean)(theta), jax.jacfwd(rows)(theta)
-
-    theta, hessian, gradients = (np.asarray(part, np.float64) for part in newton(start))
+    theta = ravel_pytree(eqx.filter(model, eqx.is_inexact_array))[0]
+    for _ in range(num_iterations):
+        gradients, hessian = _derivatives(objective, model, data, key, theta)
+        theta = theta - jnp.linalg.solve(hessian, jnp.mean(gradients, 0))
+    gradients, hessian = (np.asarray(part, float) for part in _derivatives(objective, model, data, key, theta))
     inverse = np.linalg.inv(hessian)
-    return theta, inverse @ (gradients.T @ gradients / len(gradients)) @ inverse / len(gradients)
+    covariance = inverse @ (gradients.T @ gradients / len(gradients)) @ inverse / len(gradients)
+    return np.asarray(theta, float), covariance
+
+
+@eqx.filter_jit
+def _derivatives(objective, model, data, key, theta):
+    params, static = eqx.partition(model, eqx.is_inexact_array)
+    unravel = ravel_pytree(params)[1]
+
+    def gradients(theta):
+        return jax.jacfwd(lambda theta: objective.evaluate(eqx.combine(unravel(theta), static), data, key=key)[0])(
+            theta
+        )
+
+    return gradients(theta), jax.jacfwd(lambda theta: jnp.mean(gradients(theta), 0))(theta)
 
 
 def slope_at_zero(objective, event_shape, data, key):
     """d(loss)/da of E = a |x|^2 / 2 at a = 0, one value per row."""
-
-    def rows(a):
-        return objective.evaluate(isotropic_energy(a, event_shape), data, key=key)[0]
-
-    return jax.jacfwd(rows)(jnp.asarray(0.0))
+    return row_gradients(objective, isotropic_energy(jnp.asarray(0.0), event_shape), data, key)[:, 0]

@@ -8,7 +8,7 @@ import pytest
 import ebm_ppl as ebm
 from ebm_ppl.errors import EnergyShapeError
 from ebm_ppl.objectives import DenoisingScoreMatching, MultiscaleDenoisingScoreMatching, noise_condition
-from tests.objectives.estimation import solve
+from tests.objectives.estimation import evaluate, solve
 from tests.statistics import StatisticalError, assert_close, assert_iid_mean_close
 
 SCALES = jnp.asarray([2.0, 0.5, 0.1])
@@ -41,7 +41,7 @@ def noise_conditioned(fn, params, event_shape=(1,), condition_shape=()):
 def check_value(fn, objective, expected, key):
     """At the truth the loss is E_s 1/2 d/(1 + s^2)."""
     data = jax.random.normal(key, (60_000, 2))
-    losses, _ = objective.evaluate(noise_conditioned(fn, 1.0, (2,)), data, key=jax.random.fold_in(key, 1))
+    losses, _ = evaluate(objective, noise_conditioned(fn, 1.0, (2,)), data, jax.random.fold_in(key, 1))
     assert_iid_mean_close(losses, expected)
 
 
@@ -83,12 +83,11 @@ def test_every_scale_is_weighted_by_its_square(key):
     """With equal seeds the row at scale s is s^2 times the single-scale loss, in expectation."""
     scales = jnp.asarray([0.7, 0.7 * (1 + 1e-6)])
     data = jax.random.normal(key, (20_000, 1))
-    losses, _ = MultiscaleDenoisingScoreMatching(scales).evaluate(
-        noise_conditioned(smoothed, 1.0), data, key=jax.random.fold_in(key, 1)
-    )
-    single, _ = DenoisingScoreMatching(0.7).evaluate(
-        ebm.energies.Gaussian(jnp.zeros(1), jnp.eye(1) * 1.49), data, key=jax.random.fold_in(key, 2)
-    )
+    keys = jax.random.split(jax.random.fold_in(key, 1))
+    multiscale, energy = MultiscaleDenoisingScoreMatching(scales), noise_conditioned(smoothed, 1.0)
+    losses, _ = evaluate(multiscale, energy, data, keys[0])
+    smooth = ebm.energies.Gaussian(jnp.zeros(1), jnp.eye(1) * 1.49)
+    single, _ = evaluate(DenoisingScoreMatching(0.7), smooth, data, keys[1])
     assert_iid_mean_close(losses - 0.49 * single, 0)
     with pytest.raises(StatisticalError):
         assert_iid_mean_close(losses - 0.7 * single, 0)

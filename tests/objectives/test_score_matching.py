@@ -18,8 +18,10 @@ from tests.objectives.estimation import (
     COVARIANCE,
     DATA_VARIANCES,
     MEAN,
+    evaluate,
     isotropic_energy,
     quadratic_energy,
+    row_gradients,
     slope_at_zero,
     solve,
 )
@@ -63,7 +65,7 @@ def draw(key, count=20_000):
 def check_value(objective, key):
     """TRUTHS B1: N(m3, C3) on N(0, diag(1, 2, .5)), in expectation the same for every member of the family."""
     energy = ebm.energies.Gaussian(MEAN, COVARIANCE)
-    losses, _ = objective.evaluate(energy, draw(key), key=jax.random.fold_in(key, 1))
+    losses, _ = evaluate(objective, energy, draw(key), jax.random.fold_in(key, 1))
     assert_iid_mean_close(losses, 3.525543212890625)
 
 
@@ -73,10 +75,14 @@ def check_minimiser(objective, key):
     assert_close(estimate, [1, 0, 0.5, 0, 0, 2], np.sqrt(np.diag(covariance)))
 
 
-@pytest.mark.parametrize("check", [check_value, check_minimiser])
 @family
-def test_truth_b1(check, objective, key):
-    check(objective, key)
+def test_value_is_truth_b1(objective, key):
+    check_value(objective, key)
+
+
+@pytest.mark.parametrize("name", ["exact", "hutchinson-sphere", "sliced-plain", "finite-difference"])
+def test_minimiser_of_truth_b1(name, key):
+    check_minimiser(FAMILY[name], key)
 
 
 @pytest.mark.parametrize("check", [check_value, check_minimiser])
@@ -89,7 +95,7 @@ def test_broken_twins_fail_truth_b1(check, broken, key):
 def test_minimum_of_truth_b1(key):
     """-1/2 tr C0^-1 = -1.75, reached at the data's own precision."""
     energy = ebm.energies.Gaussian(np.zeros(3, np.float32), np.diag(DATA_VARIANCES))
-    assert_iid_mean_close(EXACT.evaluate(energy, draw(key), key=key)[0], -1.75)
+    assert_iid_mean_close(evaluate(EXACT, energy, draw(key), key)[0], -1.75)
 
 
 def check_slope(objective, shape, key):
@@ -127,7 +133,7 @@ def test_mean_and_variance_over_directions_are_truth_b4(probe, reduced, key):
     """At one x, one direction. Here the "variance-reduced" form varies more."""
     energy = ebm.energies.Gaussian(MEAN, COVARIANCE)
     objective = SlicedScoreMatching(variance_reduced=reduced, probe=probe)
-    losses, _ = objective.evaluate(energy, jnp.tile(jnp.asarray(X0), (40_000, 1)), key=key)
+    losses, _ = evaluate(objective, energy, jnp.tile(jnp.asarray(X0), (40_000, 1)), key)
     assert_iid_mean_close(losses, -2.8813232421874995)
     squares = (np.asarray(losses, float) + 2.8813232421874995) ** 2
     assert_iid_mean_close(squares, TRUTH_B4[probe, reduced])
@@ -144,7 +150,7 @@ def test_variance_at_the_truth_is_truth_b5(probe, reduced, variance, key):
     data = jax.random.normal(key, (20_000, 10))
     objective = SlicedScoreMatching(variance_reduced=reduced, probe=probe)
     first, second = (
-        np.asarray(objective.evaluate(isotropic_energy(1.0, (10,)), data, key=jax.random.fold_in(key, i))[0])
+        np.asarray(evaluate(objective, isotropic_energy(1.0, (10,)), data, jax.random.fold_in(key, i))[0])
         for i in (1, 2)
     )
     halves = (first - second) ** 2 / 2
@@ -168,11 +174,8 @@ def test_variance_at_the_truth_is_truth_b5(probe, reduced, variance, key):
 def test_variance_of_the_scalar_precision_is_truth_b10(objective, variance, key):
     """n Var(precision) on N(0, I_10): the squared influence of one row; plain Rademacher 2/d + 2(d-1)/(d M)."""
     data = jax.random.normal(key, (30_000, 10))
-
-    def rows(a):
-        return objective.evaluate(isotropic_energy(a, (10,)), data, key=jax.random.fold_in(key, 1))[0]
-
-    influence = jax.jacfwd(rows)(jnp.asarray(1.0)) / 10
+    gradients = row_gradients(objective, isotropic_energy(1.0, (10,)), data, jax.random.fold_in(key, 1))
+    influence = gradients[:, 0] / 10
     assert_iid_mean_close(influence**2, variance)
 
 
@@ -194,9 +197,8 @@ def test_finite_differences_of_a_quartic():
     """slope -(4x^3 + 4xh^2), curvature -(12x^2 + 2h^2): exactly the bias that the docstring declares."""
     x, h = jnp.asarray([[0.7], [-1.2]]), 0.5
     with jax.enable_x64(True):
-        losses, _ = FiniteDifferenceScoreMatching(h).evaluate(
-            ebm.FunctionEnergy(quartic, (1,), 1.0), x.astype(jnp.float64), key=jax.random.key(0)
-        )
+        energy = ebm.FunctionEnergy(quartic, (1,), 1.0)
+        losses, _ = evaluate(FiniteDifferenceScoreMatching(h), energy, x.astype(jnp.float64), jax.random.key(0))
     expected = (4 * x**3 + 4 * x * h**2) ** 2 / 2 - (12 * x**2 + 2 * h**2)
     np.testing.assert_allclose(losses, expected[:, 0], rtol=1e-6)
 
@@ -208,7 +210,7 @@ def linear(w, x):
 @pytest.mark.parametrize("objective", [EXACT, HutchinsonScoreMatching(2), SlicedScoreMatching()], ids=str)
 def test_linear_energy_gives_half_the_squared_norm(objective, key):
     w = jnp.asarray([1.0, -2.0, 3.0])
-    losses, _ = objective.evaluate(ebm.FunctionEnergy(linear, (3,), w), draw(key, 5), key=key)
+    losses, _ = evaluate(objective, ebm.FunctionEnergy(linear, (3,), w), draw(key, 5), key)
     np.testing.assert_allclose(losses, 7.0, rtol=1e-6)
 
 
@@ -237,9 +239,7 @@ def conditional(slope, x, condition):
     return (x - slope * condition) ** 2 / 2
 
 
-@pytest.mark.parametrize(
-    "objective", [EXACT, HutchinsonScoreMatching(), SlicedScoreMatching(), FiniteDifferenceScoreMatching()], ids=str
-)
+@pytest.mark.parametrize("objective", [EXACT, FiniteDifferenceScoreMatching()], ids=["exact", "finite-difference"])
 def test_conditional_energy_gets_the_condition_of_its_own_row(objective, key):
     """Data N(2y, 1): the slope is 2."""
     condition = jax.random.normal(key, (20_000,))
