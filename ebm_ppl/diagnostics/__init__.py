@@ -1,8 +1,11 @@
 """Whether to believe the draws: ArviZ-native conversion, checks and verdicts."""
 
 from ebm_ppl.diagnostics._diagnose import diagnose as diagnose
+from ebm_ppl.diagnostics._kernel_stein_discrepancy import kernel_stein_discrepancy as kernel_stein_discrepancy
 from ebm_ppl.diagnostics._mixing import mixing as mixing
 from ebm_ppl.diagnostics._report import Report as Report
+from ebm_ppl.diagnostics._stein_test import stein_test as stein_test
 from ebm_ppl.diagnostics._storage import load_datatree as load_datatree
 from ebm_ppl.diagnostics._storage import save_datatree as save_datatree
 from ebm_ppl.diagnostics._to_datatree import to_datatree as to_datatree
+from ebm_ppl.diagnostics._verdict import Verdict as Verdict

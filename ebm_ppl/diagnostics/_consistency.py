@@ -1,17 +1,12 @@
 """Do the stored log densities belong to this energy?"""
 
-import equinox as eqx
-import jax
 import numpy as np
-import xarray as xr
 from jaxtyping import Array, Float
 
-from ebm_ppl._checks import check_condition, check_floating
+from ebm_ppl.diagnostics._evaluate import energies_at, positions_of
 from ebm_ppl.diagnostics._evidence import Evidence
 from ebm_ppl.energies import AbstractEnergy
-from ebm_ppl.errors import EnergyShapeError, Problem
-
-BATCH = 1024
+from ebm_ppl.errors import Problem
 
 
 def energy_problems(
@@ -22,10 +17,8 @@ def energy_problems(
     Returns:
         Problems and notes. An offset that is the same for all draws changes no expectation: it is a note.
     """
-    checked = check_condition(condition, energy.condition_shape, evidence.num_chains)
-    positions = _positions(evidence.dataset, energy.event_shape)
-    device_positions = check_floating("draws", positions)
-    values = np.asarray(_energies(energy, device_positions, checked), np.float64)
+    positions = positions_of(evidence.dataset, energy.event_shape)
+    values, eps = energies_at(energy, positions, condition)
     finite_draws = np.isfinite(positions.reshape(*positions.shape[:2], -1)).all(axis=-1)
     bad = ~np.isfinite(values) & finite_draws
     problems = [
@@ -43,21 +36,8 @@ def energy_problems(
     if stored is None:
         return problems, ["the statistics hold no `lp`: whether the draws belong to this energy was not checked."]
     usable = np.isfinite(values) & np.isfinite(stored)
-    mismatch, notes = _compare(stored[usable], -values[usable], float(np.finfo(device_positions.dtype).eps))
+    mismatch, notes = _compare(stored[usable], -values[usable], eps)
     return problems + mismatch, notes
-
-
-@eqx.filter_jit
-def _energies(
-    energy: AbstractEnergy, positions: Float[Array, "chain draw ..."], condition: Float[Array, "..."] | None
-) -> Float[Array, "chain draw"]:
-    """E at every draw, in batches; `condition` may bring one entry per chain."""
-
-    def one_chain(draws: Float[Array, "draw ..."], given: Float[Array, "..."] | None) -> Float[Array, " draw"]:
-        return jax.lax.map(lambda x: energy(x, given), draws, batch_size=max(1, BATCH // len(positions)))
-
-    per_chain = condition is not None and condition.shape != energy.condition_shape
-    return jax.vmap(one_chain, in_axes=(0, 0 if per_chain else None))(positions, condition)
 
 
 def _compare(
@@ -82,17 +62,3 @@ def _compare(
         "sampler kept a stale log density."
     )
     return [Problem("ENERGY_MISMATCH", advice, None, worst)], []
-
-
-def _positions(dataset: xr.Dataset, event_shape: tuple[int, ...]) -> np.ndarray:
-    arrays = {
-        str(name): variable.transpose("chain", "draw", ...).values for name, variable in dataset.data_vars.items()
-    }
-    matching = [name for name, array in arrays.items() if array.shape[2:] == tuple(event_shape)]
-    if len(matching) != 1:
-        shapes = {name: array.shape[2:] for name, array in arrays.items()}
-        raise EnergyShapeError(
-            f"exactly one variable must have the energy's `event_shape` {tuple(event_shape)}; got {shapes}: "
-            "pass a tree with that variable only, e.g. tree['posterior'].to_dataset()[['x']]."
-        )
-    return arrays[matching[0]]
