@@ -38,7 +38,7 @@ PROBE = (
     "sys.implementation.name != 'cpython' or sys.maxsize < 2**32 or bool(sysconfig.get_config_var('Py_GIL_DISABLED')))"
 )
 # pip repeats these once per package where a configured folder lacks that package.
-HARMLESS = re.compile(r"WARNING: (Location .* is ignored|Url .* is ignored)|DEPRECATION: |\[notice\] ")
+HARMLESS = re.compile(r"\s*(WARNING: )?(Location|Url) .* is ignored|DEPRECATION: |\[notice\] ")
 
 
 class SetupError(Exception):
