@@ -54,3 +54,4 @@ from .sampling import resume as resume
 from .sampling import sample as sample
 from .training import FitResult as FitResult
 from .training import fit as fit
+from .training import standard_errors as standard_errors

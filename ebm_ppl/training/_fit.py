@@ -4,17 +4,16 @@ import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ebm_ppl._checks import check_count, check_data, check_key
-from ebm_ppl.energies._trace import check_value
-from ebm_ppl.errors import EnergyShapeError, TrainingDivergedError, warn_problems
-from ebm_ppl.objectives import AbstractObjective, Batch, energy_of
+from ebm_ppl._checks import check_count, check_key
+from ebm_ppl.errors import TrainingDivergedError, warn_problems
+from ebm_ppl.objectives import AbstractObjective
 from ebm_ppl.training._chunks import Callback, run_chunks
+from ebm_ppl.training._inputs import check_batch, partition
 from ebm_ppl.training._loop import Setup, start
 from ebm_ppl.training._result import FitResult
 
@@ -94,12 +93,12 @@ def fit(
     key = check_key(key)
     num_steps = check_count("num_steps", num_steps)
     _check_arguments(objective, optimizer, ema_decay)
-    batch = _check_batch(model, objective, data, condition)
+    batch = check_batch(model, objective, data, condition)
     num_data = jax.tree.leaves(batch)[0].shape[0]
     batch_size = min(num_data, 256) if batch_size is None else check_count("batch_size", batch_size)
     if batch_size > num_data:
         raise ValueError(f"`batch_size` must be at most the number of data, {num_data}; got {batch_size}.")
-    params, static = _partition(model, trainable)
+    params, static = partition(model, trainable)
 
     init_key, shuffle_key, step_key = jax.random.split(key, 3)
     objective_state = objective.init(model, batch, key=init_key)
@@ -134,41 +133,6 @@ def _check_arguments(objective: Any, optimizer: Any, ema_decay: Any) -> None:
         raise TypeError(f"`optimizer` must be an optax optimiser such as optax.adam(1e-3); got {optimizer!r}.")
     if ema_decay is not None and not 0 < ema_decay < 1:
         raise ValueError(f"`ema_decay` must lie strictly between 0 and 1; got {ema_decay!r}.")
-
-
-def _check_batch(model: Any, objective: AbstractObjective, data: Any, condition: Any) -> Batch:
-    """All data as one batch; what the user passed is checked before anything is compiled."""
-    energy = energy_of(model)
-    x = check_data("data", data, energy.event_shape)
-    told = None if energy.condition_shape is None else jax.ShapeDtypeStruct(energy.condition_shape, x.dtype)
-    check_value(energy, jax.ShapeDtypeStruct(energy.event_shape, x.dtype), told)
-    shape = objective.data_condition_shape(model)
-    if shape is None and condition is None:
-        return x
-    if shape is None:
-        raise ValueError("`condition` was given, but the energy takes none from the data.")
-    if condition is None:
-        raise ValueError(
-            f"the energy is conditional: `condition` is needed, with a row of shape {shape} for each event."
-        )
-    condition = check_data("condition", condition, shape)
-    if condition.shape[0] != x.shape[0]:
-        raise EnergyShapeError(
-            f"`condition` must have one row per event, {x.shape[0]} as `data`; got {condition.shape[0]}."
-        )
-    return x, condition
-
-
-def _partition(model: Any, trainable: Any) -> tuple[Any, Any]:
-    """The arrays to train, and the rest."""
-    chosen, frozen = eqx.partition(model, eqx.is_inexact_array if trainable is None else trainable)
-    params, rest = eqx.partition(chosen, eqx.is_inexact_array)
-    if not jax.tree.leaves(params):
-        raise ValueError(
-            f"nothing to train: {type(model).__name__} has no floating array"
-            + (" that `trainable` selects." if trainable is not None else "; Python floats are constants.")
-        )
-    return params, eqx.combine(rest, frozen)
 
 
 def _describe(objective: AbstractObjective) -> str:

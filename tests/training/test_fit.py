@@ -192,3 +192,11 @@ def test_stateful_optimisers_see_the_loss(key):
     result = fit(isotropic_energy(0.3), jax.random.normal(key, (50, 1)), optimizer=optimizer)
     assert result.ok
     assert float(result.opt_state[1].scale) < 1
+
+
+def test_float64_stays_float64(key):
+    with jax.enable_x64(True):
+        data = jax.random.normal(key, (50, 1), jnp.float64)
+        result = fit(isotropic_energy(jnp.asarray(0.3, jnp.float64)), data, optimizer=optax.adam(0.01), ema_decay=0.9)
+        assert result.ok
+        assert result.model.params.dtype == result.metrics["loss"].dtype == jnp.float64

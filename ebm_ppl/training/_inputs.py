@@ -1,0 +1,46 @@
+"""What comes into training: the data as one batch, the model as what is trained and the rest."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+
+from ebm_ppl._checks import check_data
+from ebm_ppl.energies._trace import check_value
+from ebm_ppl.errors import EnergyShapeError
+from ebm_ppl.objectives import AbstractObjective, Batch, energy_of
+
+
+def check_batch(model: Any, objective: AbstractObjective, data: Any, condition: Any) -> Batch:
+    """All data as one batch; what the user passed is checked before anything is compiled."""
+    energy = energy_of(model)
+    x = check_data("data", data, energy.event_shape)
+    told = None if energy.condition_shape is None else jax.ShapeDtypeStruct(energy.condition_shape, x.dtype)
+    check_value(energy, jax.ShapeDtypeStruct(energy.event_shape, x.dtype), told)
+    shape = objective.data_condition_shape(model)
+    if shape is None and condition is None:
+        return x
+    if shape is None:
+        raise ValueError("`condition` was given, but the energy takes none from the data.")
+    if condition is None:
+        raise ValueError(
+            f"the energy is conditional: `condition` is needed, with a row of shape {shape} for each event."
+        )
+    condition = check_data("condition", condition, shape)
+    if condition.shape[0] != x.shape[0]:
+        raise EnergyShapeError(
+            f"`condition` must have one row per event, {x.shape[0]} as `data`; got {condition.shape[0]}."
+        )
+    return x, condition
+
+
+def partition(model: Any, trainable: Any) -> tuple[Any, Any]:
+    """The arrays to train, and the rest."""
+    chosen, frozen = eqx.partition(model, eqx.is_inexact_array if trainable is None else trainable)
+    params, rest = eqx.partition(chosen, eqx.is_inexact_array)
+    if not jax.tree.leaves(params):
+        raise ValueError(
+            f"nothing to train: {type(model).__name__} has no floating array"
+            + (" that `trainable` selects." if trainable is not None else "; Python floats are constants.")
+        )
+    return params, eqx.combine(rest, frozen)
