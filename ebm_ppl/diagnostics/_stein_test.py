@@ -9,12 +9,13 @@ from jaxtyping import Array, Float
 from scipy import stats
 
 from ebm_ppl._checks import check_count
-from ebm_ppl.diagnostics._arviz import mcse_mean
+from ebm_ppl.diagnostics._arviz import ess_bulk, mcse_mean
 from ebm_ppl.diagnostics._evaluate import positions_of, scores_at
 from ebm_ppl.diagnostics._obstacles import obstacles
 from ebm_ppl.diagnostics._to_datatree import as_datatree
 from ebm_ppl.diagnostics._verdict import Verdict
 from ebm_ppl.energies import AbstractEnergy
+from ebm_ppl.errors import Problem
 from ebm_ppl.sampling import Draws
 
 # With so many chains the standard error comes from the spread of the chains' means, which needs no estimate of
@@ -22,6 +23,7 @@ from ebm_ppl.sampling import Draws
 # freedom of that estimate (measured: sizes .05-.06 at level .05 and .007-.013 at .01 for AR(1) up to .9).
 MIN_CHAINS_FOR_SPREAD = 20
 ESS_PER_DEGREE_OF_FREEDOM = 10
+MIN_ESS = 100
 FUNCTIONS = ("constant", "tanh", "bump")
 
 
@@ -61,7 +63,8 @@ def stein_test(
     Returns:
         A `Verdict`: `ok`, `p_value` (Bonferroni over the identities), `statistic` (the largest |z|), and a `table`
         over `identity` with `estimate`, `standard_error` (both dimensionless), `z` and `p_value` (single).
-        `problems` says why draws could not be judged: NONFINITE_DRAW, STUCK_CHAIN, TOO_SHORT.
+        `problems` says why draws could not be judged: NONFINITE_DRAW, STUCK_CHAIN, TOO_SHORT,
+        ESS_BULK (fewer than 100 effective draws).
 
     Raises:
         ValueError: `level` or `num_directions` is out of range.
@@ -90,7 +93,7 @@ def stein_test(
     dim = flat.shape[-1]
     default = 0 if dim == 1 else min(dim, 16)
     random_directions = default if num_directions is None else check_count("num_directions", num_directions, 0)
-    problems = obstacles(dataset, positions)
+    problems = obstacles(dataset, positions) or _too_correlated(flat)
     if problems:
         return Verdict("stein_test", np.nan, 0.0, level, xr.Dataset(), tuple(problems))
     table = _identities(flat, scores_at(energy, positions, condition), random_directions)
@@ -107,6 +110,17 @@ def stein_test(
         table=table,
         problems=(),
     )
+
+
+def _too_correlated(draws: Float[np.ndarray, "chain draw dim"]) -> list[Problem]:
+    """ESS_BULK: so few effective draws that no standard error, and hence no failure to reject, means anything."""
+    if len(draws) >= MIN_CHAINS_FOR_SPREAD:
+        return []
+    smallest = min(ess_bulk(draws[..., index]) for index in range(draws.shape[-1]))
+    if smallest >= MIN_ESS:
+        return []
+    advice = f"only {smallest:.0f} effective draws, {MIN_ESS} are needed to judge them: see ebm.diagnose."
+    return [Problem("ESS_BULK", advice, None, smallest)]
 
 
 def _identities(
