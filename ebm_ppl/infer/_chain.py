@@ -86,7 +86,9 @@ def stat_names(kernel: AbstractKernel) -> tuple[str, ...]:
     """The statistics this kernel reports, `step_size` included; found by tracing one transition."""
 
     def one(key: Array) -> dict[str, Array]:
-        chain = start_chain(kernel, _standard_normal, jnp.zeros(1), key, "none")
+        # Two coordinates, for kernels that move at unit speed; one made for a certain dimension says which.
+        position = jnp.zeros(getattr(kernel, "num_coordinates", 2))
+        chain = start_chain(kernel, _standard_normal, position, key, "none")
         return advance_chain(kernel, _standard_normal, chain, key)[1]
 
     return tuple(sorted(set(jax.eval_shape(one, jax.random.key(0))) - {"lp"}))
