@@ -78,7 +78,7 @@ class EnergyDistribution(Distribution):
         >>> def model(y):
         ...     x = numpyro.sample("x", prior)
         ...     numpyro.sample("y", numpyro.distributions.Normal(x, 0.5).to_event(1), obs=y)
-        >>> mcmc = numpyro.infer.MCMC(numpyro.infer.NUTS(model), num_warmup=50, num_samples=100, progress_bar=False)
+        >>> mcmc = numpyro.infer.MCMC(ebm.BlackJAXKernel(model), num_warmup=50, num_samples=100, progress_bar=False)
         >>> mcmc.run(jax.random.key(0), jnp.ones(3))
         >>> mcmc.get_samples()["x"].shape
         (100, 3)

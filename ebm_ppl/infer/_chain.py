@@ -177,8 +177,9 @@ def _learn(
     def end_window(carry: tuple[Array, ChainState, Adaptation]) -> tuple[Array, ChainState, Adaptation]:
         return jnp.zeros((), bool), *end_slow_window(kernel, logdensity_fn, *carry[1:], key)
 
-    # A loop of at most one pass, not `cond`: where chains are vmapped, `cond` would search a step size every time.
-    _, chain, adaptation = jax.lax.while_loop(lambda carry: carry[0], end_window, (ends, chain, adaptation))
+    if schedule.ends.any():
+        # A loop of at most one pass, not `cond`: where chains are vmapped, `cond` would search a step size every time.
+        _, chain, adaptation = jax.lax.while_loop(lambda carry: carry[0], end_window, (ends, chain, adaptation))
     tuned = finish_warmup(kernel, chain, adaptation).step_size
     last = state.i == state.num_warmup - 1
     return chain._replace(step_size=jnp.where(last, tuned, chain.step_size)), adaptation

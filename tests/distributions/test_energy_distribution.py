@@ -123,7 +123,6 @@ def test_batches_of_energies_are_mapped_never_summed(key):
     np.testing.assert_allclose(batched.log_prob(x), log_prob_of(reference, x), rtol=1e-5)
     np.testing.assert_allclose(batched.log_prob(x[0, 0]), log_prob_of(reference, x[0, 0]), rtol=1e-5)
     assert batched.sample(key, (3,)).shape == (3, 5, 2)
-    assert batched.expand((4, 5)).sample(key, (3,)).shape == (3, 4, 5, 2)
     np.testing.assert_allclose(batched.energy.mean, means)
     draws = batched.sample(key, (2,))
     noise = np.asarray(draws) - np.asarray(means)
