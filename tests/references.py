@@ -66,6 +66,11 @@ def from_blackjax(build: Callable[..., Any], needs_key: bool = False, **settings
     return transition
 
 
+def after_a_split(transition: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+    """The same transition with the second half of the key; the first half drew the length of the trajectory."""
+    return lambda key, x: transition(jax.random.split(key)[1], x)
+
+
 def langevin(key: Any, x: Any) -> dict[str, Any]:
     noise = np.asarray(jax.random.normal(key, x.shape, x.dtype))
     x = np.asarray(x)
