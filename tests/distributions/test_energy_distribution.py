@@ -12,7 +12,8 @@ import pytest
 from numpyro.contrib.control_flow import scan
 from numpyro.distributions import constraints
 from numpyro.handlers import scale, seed, trace
-from numpyro.infer import Predictive, log_likelihood
+from numpyro.infer import SVI, Predictive, Trace_ELBO, log_likelihood
+from numpyro.infer.autoguide import AutoNormal
 from numpyro.infer.util import initialize_model, potential_energy
 
 import ebm_ppl as ebm
@@ -532,6 +533,19 @@ def test_enumeration_sums_over_components_only(context):
         values.append(jax.value_and_grad(info.potential_fn)({"x": jnp.asarray(0.4)}))
     np.testing.assert_allclose(values[0][0], values[1][0], rtol=1e-5)
     np.testing.assert_allclose(values[0][1]["x"], values[1][1]["x"], rtol=1e-4)
+
+
+@pytest.mark.usefixtures("numpyro_rules")
+@pytest.mark.parametrize("context", [latent, latent_precision, latent_in_plate, expanded, masked, scaled])
+def test_variational_inference_has_the_bound_of_the_closed_form(context):
+    losses = []
+    for make in (normalised, reference_normal):
+        svi = SVI(context, AutoNormal(context), numpyro.optim.Adam(0.1), Trace_ELBO())
+        state = svi.init(jax.random.key(0), make)
+        for _ in range(2):
+            state, loss = svi.update(state, make)
+        losses.append(loss)
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
 
 
 @pytest.mark.usefixtures("numpyro_rules")

@@ -126,6 +126,38 @@ def test_without_log_z_the_posterior_of_a_latent_precision_is_another_one():
     assert_mean_close(w, 2.0 / (1.0 + float(jnp.sum(DATA**2)) / 2))  # as if no datum had been seen but their sum
 
 
+def prior_energy(x):
+    return 3 * x - jnp.log(x) + jnp.sin(4 * x)
+
+
+def energy_prior(y):
+    prior = ebm.EnergyDistribution(ebm.FunctionEnergy(prior_energy, ()), support=dist.constraints.positive)
+    x = numpyro.sample("x", prior)
+    with numpyro.plate("n", len(y)):
+        numpyro.sample("y", dist.Normal(x, 1.0), obs=y)
+
+
+def test_the_posterior_of_an_energy_prior_on_the_positive_half_line_is_that_of_quadrature():
+    """No log Z is needed where the energy is fixed; the bijection's Jacobian is."""
+    mcmc = run(ebm.BlackJAXKernel(energy_prior), DATA, num_samples=2500)
+    tree = az.from_numpyro(mcmc, log_likelihood=True)
+    assert tree.log_likelihood["y"].shape == (4, 2500, len(DATA))
+    x = np.asarray(mcmc.get_samples(group_by_chain=True)["x"])
+    grid = np.linspace(1e-6, 12, 200_001)
+    log_prior = -(3 * grid - np.log(grid) + np.sin(4 * grid))
+    log_posterior = log_prior - ((np.asarray(DATA)[:, None] - grid) ** 2).sum(0) / 2
+    powers = np.stack([grid, grid**2])
+
+    def expected(log_density):
+        weights = np.exp(log_density - log_density.max())
+        return (powers * weights).sum(1) / weights.sum()
+
+    assert_mean_close(np.stack([x, x**2], -1), expected(log_posterior))
+    for wrong in (log_prior, log_posterior - np.log(grid)):  # no data; no Jacobian
+        with pytest.raises(StatisticalError):
+            assert_mean_close(np.stack([x, x**2], -1), expected(wrong))
+
+
 # --- what MCMC asks of a kernel ---------------------------------------------------------------------------------------
 
 
