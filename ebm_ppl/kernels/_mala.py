@@ -1,27 +1,20 @@
 """The Metropolis-adjusted Langevin algorithm."""
 
 import operator
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import blackjax
 import jax
 import jax.numpy as jnp
 from blackjax.mcmc.diffusions import overdamped_langevin
 from blackjax.mcmc.mala import MALAState
-from blackjax.mcmc.proposal import compute_asymmetric_acceptance_ratio, static_binomial_sampling
+from blackjax.mcmc.proposal import compute_asymmetric_acceptance_ratio
 from jaxtyping import Array, Float
 
 from ebm_ppl._checks import check_positive
 from ebm_ppl._types import LogDensityFn
-from ebm_ppl.kernels._base import AbstractKernel, is_nonfinite, reject_nonfinite
-
-
-class MALAInfo(NamedTuple):
-    """What a human needs to know of one transition."""
-
-    acceptance_rate: Array
-    is_accepted: Array
-    nonfinite_proposal: Array
+from ebm_ppl.kernels._base import AbstractKernel
+from ebm_ppl.kernels._metropolis import MetropolisInfo, accept_or_reject, one_proposal_stats
 
 
 class MALA(AbstractKernel):
@@ -70,23 +63,16 @@ class MALA(AbstractKernel):
         def step(rng_key: Array, state: Any) -> Any:
             proposal_key, accept_key = jax.random.split(rng_key)
             proposal = MALAState(*propose(proposal_key, state, self.step_size))
-            nonfinite = is_nonfinite(proposal.logdensity, proposal.logdensity_grad)
-            log_ratio = reject_nonfinite(log_acceptance(state, proposal, step_size=self.step_size), nonfinite)
-            new_state, (accepted, rate, _) = static_binomial_sampling(accept_key, log_ratio, state, proposal)
-            return new_state, MALAInfo(rate, accepted, nonfinite)
+            log_ratio: Any = log_acceptance(state, proposal, step_size=self.step_size)
+            return accept_or_reject(accept_key, log_ratio, state, proposal, proposal.logdensity_grad)
 
         return blackjax.base.SamplingAlgorithm(
             lambda position, rng_key=None: blackjax.mala.init(position, logdensity_fn), step
         )
 
-    def stats(self, state: MALAState, info: MALAInfo) -> dict[str, Array]:
+    def stats(self, state: MALAState, info: MetropolisInfo) -> dict[str, Array]:
         """`acceptance_rate diverging nonfinite_proposal n_steps`; a one-step proposal has no trajectory to diverge."""
-        return {
-            "acceptance_rate": info.acceptance_rate,
-            "diverging": jnp.zeros_like(info.nonfinite_proposal),
-            "nonfinite_proposal": info.nonfinite_proposal,
-            "n_steps": jnp.ones((), jnp.int32),
-        }
+        return one_proposal_stats(info)
 
 
 def _transition_energy(state: MALAState, new_state: MALAState, step_size: float | Array) -> Array:
