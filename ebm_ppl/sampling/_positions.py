@@ -34,7 +34,9 @@ def starting_positions(
             after 10 redraws.
     """
     if initial_positions is not None:
+        # BlackJAX draws its noise in JAX's default precision: with x64 enabled, float32 positions become float64.
         positions = check_floating("initial_positions", initial_positions)
+        positions = positions.astype(jnp.promote_types(positions.dtype, jnp.result_type(float)))
         expected = (num_chains, *energy.event_shape)
         if positions.shape != expected:
             raise EnergyShapeError(

@@ -112,8 +112,10 @@ def test_float64_is_kept():
     with jax.enable_x64():
         energy = ebm.energies.Gaussian(jnp.zeros(2), jnp.eye(2))
         draws = ebm.sample(energy, key=jax.random.key(0), **SHORT)
+        promoted = ebm.sample(energy, key=jax.random.key(0), initial_positions=np.zeros((3, 2), np.float32), **SHORT)
     assert draws.positions.dtype == np.float64
     assert draws.stats["lp"].dtype == np.float64
+    assert promoted.positions.dtype == np.float64  # BlackJAX's noise is float64 there
 
 
 @pytest.mark.parametrize("key", [None, 0, np.int64(1), jax.random.split(jax.random.key(0), 3), "seed"])
