@@ -5,7 +5,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from ebm_ppl._types import PRNGKey, Scalar
 from ebm_ppl.energies._base import AbstractReferenceEnergy
@@ -30,7 +30,7 @@ class KnownDensity(eqx.Module):
     name: str = eqx.field(static=True, default="noise")
 
     def log_prob(self, x: Float[Array, "..."], condition: Float[Array, "..."] | None = None) -> Scalar:
-        """Normalised log density of one event, in nats; not meaningful outside the support, see `covers`."""
+        """Normalised log density of one event, in nats; not meaningful outside the support."""
         if isinstance(self.distribution, AbstractReferenceEnergy):
             return -self.distribution(x) - self.distribution.log_normalizer
         value = self.distribution.log_prob(x, *self._condition(condition))
@@ -41,11 +41,14 @@ class KnownDensity(eqx.Module):
             )
         return value
 
-    def covers(self, x: Float[Array, "..."], condition: Float[Array, "..."] | None = None) -> Bool[Array, ""]:
-        """Whether the density is positive at one event. NumPyro checks its supports only with `validate_args=True`."""
+    def log_prob_in_support(self, x: Float[Array, "..."], condition: Float[Array, "..."] | None = None) -> Scalar:
+        """`log_prob`, -inf outside the support: NumPyro checks its supports only with `validate_args=True`."""
+        value = self.log_prob(x, condition)
         support = getattr(self.distribution, "support", None)
-        inside = jnp.all(jnp.asarray(support(x))) if callable(support) else jnp.asarray(True)  # noqa: FBT003
-        return inside & jnp.isfinite(self.log_prob(x, condition))
+        inside = jnp.isfinite(value)
+        if callable(support):
+            inside &= jnp.all(jnp.asarray(support(x)))
+        return jnp.where(inside, value, -jnp.inf)
 
     def draw(self, key: PRNGKey, condition: Float[Array, "..."] | None = None) -> Float[Array, "..."]:
         """One event."""
