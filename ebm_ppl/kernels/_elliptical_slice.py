@@ -6,6 +6,7 @@ from typing import Any, ClassVar, NamedTuple
 import blackjax
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
@@ -49,7 +50,7 @@ class EllipticalSlice(AbstractKernel):
 
         p(x) = exp(-base(x)) L(x);   nu ~ base;   log y = log L(x) + log U(0, 1)
         x' = m + (x - m) cos(theta) + (nu - m) sin(theta),   m the mean of base,
-        theta uniform on a bracket of width step_size around 0, shrunk towards 0 until log L(x') >= log y
+        theta uniform on a bracket of width step_size, placed at random around 0 and shrunk until log L(x') >= log y
 
     Every transition moves, no gradient is used, and correlations of the base cost nothing: made for latent Gaussian
     models and Gaussian processes. Hand the whole energy to `ebm.sample`; the kernel takes the base off it. Any
@@ -62,9 +63,9 @@ class EllipticalSlice(AbstractKernel):
 
     Args:
         base: the Gaussian factor of the target, with the target's `event_shape`; it need not be normalised.
-        step_size: width of the first bracket in radians, in (0, 2 pi]; 2 pi, the whole ellipse, is the textbook's. A
-            smaller one saves energies where the likelihood is much narrower than the base. Warm-up changes neither
-            it nor the coordinates, in which the base is given.
+        step_size: width of the first bracket in radians, in (0, 2 pi]; 2 pi is the whole ellipse. A smaller one saves
+            energies where the likelihood is much narrower than the base. Warm-up changes neither it nor the
+            coordinates, in which the base is given.
 
     Raises:
         TypeError: if `base` is not an `ebm.energies.Gaussian`.
@@ -99,7 +100,7 @@ class EllipticalSlice(AbstractKernel):
             raise TypeError(f"`base` must be an ebm.energies.Gaussian; got {type(self.base).__name__}.")
         check_positive("step_size", self.step_size)
         # The float32 nearest to 2 pi is a little larger than it.
-        if not isinstance(self.step_size, Tracer) and float(jnp.max(jnp.asarray(self.step_size))) > 6.2831855:
+        if not isinstance(self.step_size, Tracer) and np.any(np.asarray(self.step_size) > np.float32(2 * math.pi)):
             raise ValueError(f"`step_size` must be at most 2 pi, the whole ellipse; got {self.step_size!r}.")
 
     def build(self, logdensity_fn: LogDensityFn) -> blackjax.base.SamplingAlgorithm:

@@ -86,7 +86,7 @@ class MCLMC(AbstractKernel):
             new_state, info = kernel(rng_key, state, logdensity_fn, 1.0, length, self.step_size)
             # BlackJAX looks at the energy only: a NaN gradient would be kept, and stop the chain for good.
             lost = is_nonfinite(new_state.logdensity, new_state.logdensity_grad)
-            stayed = state._replace(momentum=generate_unit_vector(rng_key, state.position))
+            stayed = state._replace(momentum=generate_unit_vector(jax.random.fold_in(rng_key, 1), state.position))
             new_state = jax.tree.map(lambda old, new: jnp.where(lost, old, new), stayed, new_state)
             return new_state, MCLMCInfo(jnp.where(lost, 0, info.energy_change), lost | ~info.nonans)
 
