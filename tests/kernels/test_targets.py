@@ -84,9 +84,10 @@ def test_every_adjusted_kernel_on_every_target(kernel_name, target_name, key):
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS)
 def test_every_broken_kernel_fails_in_the_study(fault, key):
-    failed = [name for name in STUDY if fails(name, fault, key, study_settings(name, "MALA"))]
-    expected = {"truncated"} if fault == "nan_accepted" else set(STUDY) - {"truncated"}
-    assert expected <= set(failed) | {"normal_100"}, failed
+    """Not only somewhere; but MALA with a stale gradient is, on normal targets, too good to be caught by this test."""
+    names = [name for name in STUDY if name != "normal_100"]
+    failed = {name for name in names if fails(name, fault, key, study_settings(name, "MALA"))}
+    assert failed >= ({"truncated"} if fault == "nan_accepted" else {"banana", "funnel", "student_t", "double_well"})
 
 
 def fails(target_name, fault, key, settings):
