@@ -39,11 +39,12 @@ class AdjustedMCLMC(AbstractKernel):
             the energy has only one dimension.
 
     Example:
-        >>> import jax, jax.numpy as jnp, ebm_ppl as ebm
-        >>> energy = ebm.energies.Gaussian(jnp.zeros(10), jnp.eye(10))
-        >>> draws = ebm.sample(energy, ebm.kernels.AdjustedMCLMC(), key=jax.random.key(0), progress_bar=False)
-        >>> draws
-        Draws: 4 chains x 1000 draws of shape (10,), AdjustedMCLMC, ok
+        >>> import jax, ebm_ppl as ebm
+        >>> kernel = ebm.kernels.AdjustedMCLMC(step_size=0.3, num_integration_steps=1)
+        >>> algorithm = kernel.build(lambda x: -0.5 * (x**2).sum())
+        >>> state, info = algorithm.step(jax.random.key(0), algorithm.init(jax.numpy.ones(3)))
+        >>> bool(info.acceptance_rate > 0.99), int(kernel.stats(state, info)["n_steps"])
+        (True, 2)
 
     References:
         Robnik, Cohn-Gordon, Seljak (2025). Metropolis adjusted microcanonical Hamiltonian Monte Carlo.

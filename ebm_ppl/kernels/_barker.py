@@ -37,12 +37,11 @@ class Barker(AbstractKernel):
 
     Example:
         >>> import jax, ebm_ppl as ebm
-        >>> energy = ebm.energies.DoubleWell(barrier=1.0)
-        >>> draws = ebm.sample(energy, ebm.Barker(), key=jax.random.key(0), num_samples=2000, progress_bar=False)
-        >>> draws
-        Draws: 4 chains x 2000 draws of shape (1,), Barker, ok
-        >>> bool(abs((draws.positions**2).mean() - 0.8327) < 0.1)        # the exact second moment
-        True
+        >>> kernel = ebm.Barker(step_size=0.5)
+        >>> algorithm = kernel.build(lambda x: -(x**4))                       # steep: gradient 108,000 at 30
+        >>> state, info = algorithm.step(jax.random.key(0), algorithm.init(jax.numpy.array(30.0)))
+        >>> bool(state.position < 30.0), float(info.acceptance_rate)
+        (True, 1.0)
 
     References:
         Livingstone, Zanella (2022). The Barker proposal: combining robustness and efficiency in gradient-based MCMC.

@@ -53,11 +53,13 @@ class GeneralizedHMC(AbstractKernel):
         ValueError: if `step_size` or `damping` is not positive and finite.
 
     Example:
-        >>> import jax, jax.numpy as jnp, ebm_ppl as ebm
-        >>> energy = ebm.energies.Gaussian(jnp.zeros(2), jnp.eye(2))
-        >>> draws = ebm.sample(energy, ebm.kernels.GeneralizedHMC(), key=jax.random.key(0), progress_bar=False)
-        >>> draws
-        Draws: 4 chains x 1000 draws of shape (2,), GeneralizedHMC, ok
+        >>> import jax, ebm_ppl as ebm
+        >>> kernel = ebm.kernels.GeneralizedHMC(step_size=0.3, damping=0.5)
+        >>> algorithm = kernel.build(lambda x: -0.5 * (x**2).sum())
+        >>> start = algorithm.init(jax.numpy.ones(3), jax.random.key(0))      # the key draws the first momentum
+        >>> state, info = algorithm.step(jax.random.key(1), start)
+        >>> bool(info.is_accepted), kernel.reversible
+        (True, False)
 
     References:
         Horowitz (1991). A generalized guided Monte Carlo algorithm. Physics Letters B 268(2), 247-252.

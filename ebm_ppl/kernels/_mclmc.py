@@ -48,12 +48,12 @@ class MCLMC(AbstractKernel):
         ValueError: if a parameter is not positive and finite, or the energy has only one dimension.
 
     Example:
-        >>> import jax, jax.numpy as jnp, ebm_ppl as ebm
-        >>> energy = ebm.energies.Gaussian(jnp.zeros(10), jnp.eye(10))
-        >>> draws = ebm.sample(energy, ebm.MCLMC(step_size=0.5), key=jax.random.key(0), progress_bar=False)
-        >>> draws
-        Draws: 4 chains x 1000 draws of shape (10,), MCLMC, ok
-        >>> bool((draws.stats["energy_change"] ** 2).mean() / 10 < 5e-4)
+        >>> import jax, ebm_ppl as ebm
+        >>> kernel = ebm.MCLMC(step_size=0.3)
+        >>> algorithm = kernel.build(lambda x: -0.5 * (x**2).sum())
+        >>> start = algorithm.init(jax.numpy.ones(10), jax.random.key(0))     # the key draws the first direction
+        >>> state, info = algorithm.step(jax.random.key(1), start)
+        >>> bool(info.energy_change**2 / 10 < 5e-4)
         True
 
     References:

@@ -37,7 +37,8 @@ class RandomWalk(AbstractKernel):
     Example:
         >>> import jax, jax.numpy as jnp, ebm_ppl as ebm
         >>> stairs = ebm.FunctionEnergy(lambda x: jnp.floor(jnp.sum(jnp.abs(x))), (1,))    # no gradient anywhere
-        >>> draws = ebm.sample(stairs, ebm.RandomWalk(), key=jax.random.key(0), num_samples=4000, progress_bar=False)
+        >>> draws = ebm.sample(stairs, ebm.RandomWalk(2.0), key=jax.random.key(0), num_warmup=0, num_samples=4000,
+        ...                    progress_bar=False)
         >>> draws.ok
         True
         >>> bool(abs((abs(draws.positions) < 1).mean() - 0.632) < 0.05)                    # 1 - 1/e
