@@ -87,7 +87,7 @@ class NeverSwaps(eqx.Module):
         return -jnp.sum((x - 1e3) ** 2) / 2
 
 
-def share_of_the_upper_mode(ladder, key):
+def share_of_the_upper_mode(ladder, key, starts):
     mixture = ebm.energies.GaussianMixture(jnp.array([0.2, 0.8]), jnp.array([[-5.0], [5.0]]), jnp.ones((2, 1, 1)))
     log_scales = jnp.log(jnp.array([1.5, 3.0, 5.0]))
     kernel = demo().ReplicaExchange(ladder, log_scales, jnp.array([1.0, 3.0, 10.0, 25.0]), 0.5, num_coordinates=1)
@@ -99,20 +99,20 @@ def share_of_the_upper_mode(ladder, key):
         num_warmup=100,
         num_samples=600,
         precondition="none",
-        initial_positions=jnp.linspace(-5, 5, 16)[:, None],
+        initial_positions=starts[:, None],
         progress_bar=False,
     )
     return (draws.positions[..., 0] > 0).astype(float)
 
 
 def test_replica_exchange_finds_both_modes_in_their_proportion(key):
-    assert_mean_close(share_of_the_upper_mode(Ladder(), key), 0.8)
+    assert_mean_close(share_of_the_upper_mode(Ladder(), key, jnp.linspace(-5, 5, 16)), 0.8)
 
 
 @pytest.mark.filterwarnings("ignore::ebm_ppl.SamplingWarning")
 def test_without_swaps_the_proportion_is_that_of_the_starts(key):
     with pytest.raises(StatisticalError):
-        assert_iid_mean_close(share_of_the_upper_mode(NeverSwaps(), key).mean(1), 0.8)
+        assert_iid_mean_close(share_of_the_upper_mode(NeverSwaps(), key, jnp.full(16, -5.0)).mean(1), 0.8)
 
 
 class WidenedGaussian(ebm.AbstractEnergy):

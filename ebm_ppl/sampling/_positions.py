@@ -36,7 +36,8 @@ def starting_positions(
     if initial_positions is not None:
         # BlackJAX draws its noise in JAX's default precision: with x64 enabled, float32 positions become float64.
         positions = check_floating("initial_positions", initial_positions)
-        positions = positions.astype(jnp.promote_types(positions.dtype, jnp.result_type(float)))
+        if positions.dtype == jnp.float32:
+            positions = positions.astype(jnp.result_type(float))
         expected = (num_chains, *energy.event_shape)
         if positions.shape != expected:
             raise EnergyShapeError(
