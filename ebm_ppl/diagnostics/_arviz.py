@@ -12,9 +12,19 @@ import numpyro  # noqa: F401
 import arviz as az
 import numpy as np
 from arviz_stats.base.array import array_stats
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
-__all__ = ["TAIL_PROBABILITY", "az", "bfmi", "ess_bulk", "ess_tail", "mcse_mean", "mcse_sd", "rank_r_hat"]
+__all__ = [
+    "TAIL_PROBABILITY",
+    "az",
+    "bfmi",
+    "ess_bulk",
+    "ess_tail",
+    "mcse_mean",
+    "mcse_sd",
+    "nested_r_hat",
+    "rank_r_hat",
+]
 
 TAIL_PROBABILITY = 0.89  # ArviZ' default: the tails are the 11 % and the 89 % quantile
 _FUNCTIONS: Any = array_stats
@@ -35,6 +45,11 @@ def ess_tail(draws: Chains) -> float:
 def rank_r_hat(draws: Chains) -> float:
     """Rank-normalised split R-hat, the larger one of bulk and folded draws."""
     return float(_FUNCTIONS.rhat(draws, method="rank"))
+
+
+def nested_r_hat(draws: Chains, superchains: Int[np.ndarray, " chain"]) -> float:
+    """R-hat of superchains: chains that share a number started at one position; bulk or folded, the larger one."""
+    return float(_FUNCTIONS.rhat_nested(draws, superchains, method="rank"))
 
 
 def mcse_mean(draws: Chains) -> float:
