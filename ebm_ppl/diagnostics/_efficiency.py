@@ -1,5 +1,6 @@
 """What effective draws cost, and whether the energy still drifts."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -35,8 +36,8 @@ def energy_drift(log_density: Float[np.ndarray, "chain draw"]) -> Float[np.ndarr
     """Change of the mean energy from the first to the second half of each chain, in its standard errors.
 
     Standard normal for a chain in equilibrium. A trend inside a half would pass for autocorrelation and hide itself
-    in the standard error: lines are taken out of the halves before that is estimated. NaN where it does not exist: fewer than 8 draws, non-finite values,
-    a half in which the energy never changes.
+    in the standard error: lines are taken out of the halves before that is estimated. NaN where it does not exist:
+    fewer than 8 draws, non-finite values, a half in which the energy never changes.
     """
     half = log_density.shape[1] // 2
     return np.array([_drift(chain[:half], chain[-half:]) for chain in log_density])
@@ -46,5 +47,5 @@ def _drift(first: Float[np.ndarray, " draw"], second: Float[np.ndarray, " draw"]
     halves = (first, second)
     if len(first) < 4 or not all(np.isfinite(half).all() and np.ptp(half) > 0 for half in halves):
         return np.nan
-    error = np.hypot(*(mcse_mean(signal.detrend(half)[None]) for half in halves))
+    error = math.hypot(*(mcse_mean(signal.detrend(half)[None]) for half in halves))
     return float((first.mean() - second.mean()) / error)
