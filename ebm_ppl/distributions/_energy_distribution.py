@@ -19,6 +19,7 @@ from ebm_ppl._checks import check_key
 from ebm_ppl.distributions._batching import lead, map_batch, pad_lead, total_shape
 from ebm_ppl.distributions._evaluation import evaluate_one, event_dtype, trace_energy
 from ebm_ppl.distributions._guard import refuse_varying_energy
+from ebm_ppl.distributions._likelihoods import refuse_unnormalized_likelihood
 from ebm_ppl.distributions._support import has_arrays, is_real, move_inside, resolve_support, support_mask
 from ebm_ppl.energies import AbstractEnergy, AbstractReferenceEnergy
 from ebm_ppl.errors import EnergyShapeError
@@ -36,7 +37,8 @@ class EnergyDistribution(Distribution):
     bounds of `support`) depends on a latent variable or on a `numpyro.param`, then log Z depends on it too, and
     leaving it out gives a wrong posterior. That is refused with `MissingLogNormalizerError`: at once where NumPyro
     differentiates the model, and by `ebm.check_model` and `ebm.BlackJAXKernel` in all other cases. Comparing models
-    (`az.loo`, `az.compare`) needs log Z always.
+    (`az.loo`, `az.compare`) needs log Z always: without it `numpyro.infer.log_likelihood`, and with it
+    `az.from_numpyro(mcmc, log_likelihood=True)`, is refused for observed energies.
 
     Args:
         energy: the energy of one event. A reference energy (`ebm.energies.Gaussian`, ...) on all reals brings its
@@ -64,7 +66,7 @@ class EnergyDistribution(Distribution):
         EnergyShapeError: the energy is not a scalar of one event, or the shapes of condition, parameters or support
             do not fit.
         EnergyDtypeError: the energy is not floating-point.
-        MissingLogNormalizerError: log Z varies and is missing.
+        MissingLogNormalizerError: log Z varies and is missing, or a log likelihood is asked for without it.
         NotImplementedError: `.sample` without `sampler`.
 
     Example:
@@ -192,6 +194,8 @@ class EnergyDistribution(Distribution):
 
     def log_prob(self, value: Any, intermediates: Any = None) -> Float[Array, "..."]:
         """Log density of every event, in nats, one number per batch element."""
+        if self._log_normalizer is None:
+            refuse_unnormalized_likelihood(repr(self))
         value = self._to_event(value)
         if self._validate_args:
             self._validate_sample(value)  # warns of concrete values outside the support
