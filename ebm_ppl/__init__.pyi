@@ -4,6 +4,7 @@ from . import energies as energies
 from . import errors as errors
 from . import infer as infer
 from . import kernels as kernels
+from . import normalizers as normalizers
 from . import objectives as objectives
 from . import sampling as sampling
 from . import training as training
@@ -31,6 +32,7 @@ from .errors import EnergyDtypeError as EnergyDtypeError
 from .errors import EnergyShapeError as EnergyShapeError
 from .errors import InvalidDataError as InvalidDataError
 from .errors import KeyArgumentError as KeyArgumentError
+from .errors import LogNormalizerError as LogNormalizerError
 from .errors import MissingLogNormalizerError as MissingLogNormalizerError
 from .errors import NonDifferentiableEnergyError as NonDifferentiableEnergyError
 from .errors import NonFiniteEnergyError as NonFiniteEnergyError
@@ -46,6 +48,7 @@ from .kernels import MCLMC as MCLMC
 from .kernels import NUTS as NUTS
 from .kernels import RandomWalk as RandomWalk
 from .kernels import ULA as ULA
+from .normalizers import LogNormalizerEstimate as LogNormalizerEstimate
 from .objectives import fisher_divergence as fisher_divergence
 from .sampling import Draws as Draws
 from .sampling import Tempering as Tempering
