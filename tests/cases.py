@@ -169,6 +169,17 @@ def score_matching_case(make: Callable[[], Any], *, random: bool = True) -> Obje
     )
 
 
+def contrast_case(make: Callable[[], Any], expected_loss: float) -> ObjectiveCase:
+    """A contrast in which log Z cancels: model and data N(0, 1)."""
+    return objective_case(
+        make,
+        lambda: _centred(1.0),
+        _normal_data,
+        expected_loss,
+        lambda model: eqx.tree_at(lambda m: m.whitening, model, model.whitening * 1.2),
+    )
+
+
 NOISE_SCALES = np.array([2.0, 1.0, 0.5])
 OBJECTIVES = [
     score_matching_case(objectives.ExactScoreMatching, random=False),
@@ -198,6 +209,11 @@ OBJECTIVES = [
         reference.nce_loss(),
         lambda model: eqx.tree_at(lambda m: m.log_normalizer, model, model.log_normalizer + 0.3),
     ),
+    contrast_case(lambda: objectives.RankingNoiseContrastive(_centred(2.0), num_noise=1), reference.ranking_loss()),
+    contrast_case(lambda: objectives.ConditionalNoiseContrastive(0.8), 2 * reference.neighbor_loss(0.8)),
+    contrast_case(lambda: objectives.EnergyDiscrepancy(0.8, num_samples=1), reference.neighbor_loss(0.8 * 2**0.5)),
+    # E exp((E(x) - E(y)) / 2) = (1 + s^2/2 - s^2/4)^(-1/2)
+    contrast_case(lambda: objectives.MinimumProbabilityFlow(0.8), (1 + 0.8**2 / 4) ** -0.5),
 ]
 
 CASES = [*ENERGIES, *KERNELS, *OBJECTIVES]

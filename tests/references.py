@@ -105,3 +105,22 @@ def nce_loss() -> float:
         return data * np.log1p(noise / data) + noise * np.log1p(data / noise)
 
     return integrate.quad(integrand, -12, 12)[0]
+
+
+def normal_pairs() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Nodes x, y and weights: expectations over two independent standard normals (Gauss-Hermite)."""
+    nodes, weights = np.polynomial.hermite_e.hermegauss(100)
+    weights = weights / weights.sum()
+    return nodes[:, None], nodes[None, :], np.outer(weights, weights)
+
+
+def ranking_loss() -> float:
+    """-E log(w(x) / (w(x) + w(y))), x ~ N(0, 1), y ~ N(0, 2), w(u) = exp(u^2/4 - u^2/2)."""
+    x, y, weights = normal_pairs()
+    return float(np.sum(weights * np.logaddexp(0, (x**2 - 2 * y**2) / 4)))
+
+
+def neighbor_loss(scale: float) -> float:
+    """E softplus((x^2 - y^2) / 2), x ~ N(0, 1), y = x + scale * e."""
+    x, e, weights = normal_pairs()
+    return float(np.sum(weights * np.logaddexp(0, (x**2 - (x + scale * e) ** 2) / 2)))

@@ -7,6 +7,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 import ebm_ppl as ebm
+from ebm_ppl.objectives import AbstractStatelessObjective
 
 MEAN = np.array([1.0, -0.5, 0.25], np.float32)
 COVARIANCE = np.array([[2.0, 0.6, 0.0], [0.6, 1.0, 0.3], [0.0, 0.3, 0.5]], np.float32)
@@ -83,3 +84,27 @@ def _derivatives(objective, model, data, key, theta):
 def slope_at_zero(objective, event_shape, data, key):
     """d(loss)/da of E = a |x|^2 / 2 at a = 0, one value per row."""
     return row_gradients(objective, isotropic_energy(jnp.asarray(0.0), event_shape), data, key)[:, 0]
+
+
+class ScaledEnergy(ebm.AbstractEnergy):
+    """`factor` times an energy: what an objective sees that has its sign wrong (-1) or divides by d (1/d)."""
+
+    energy: ebm.AbstractEnergy
+    factor: float
+    event_shape: tuple[int, ...] = eqx.field(static=True)
+    condition_shape: tuple[int, ...] | None = eqx.field(static=True, default=None, kw_only=True)
+
+    def __call__(self, x, condition=None):
+        return self.factor * self.energy(x, condition)
+
+
+class Misreading(AbstractStatelessObjective):
+    """An objective that reads the energy `factor` times as large as it is: the broken twin of every contrast."""
+
+    objective: AbstractStatelessObjective
+    factor: float
+    comparable = True
+
+    def evaluate(self, model, batch, *, key):
+        model = ScaledEnergy(model, self.factor, model.event_shape, condition_shape=model.condition_shape)
+        return self.objective.evaluate(model, batch, key=key)
