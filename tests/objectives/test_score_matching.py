@@ -47,6 +47,7 @@ FAMILY = {
     "hutchinson": HutchinsonScoreMatching(),
     "hutchinson-gaussian-3": HutchinsonScoreMatching(3, "gaussian"),
     "hutchinson-sphere": HutchinsonScoreMatching(probe="sphere"),
+    "hutch++": HutchinsonScoreMatching(sketch_size=1),
     "sliced": SlicedScoreMatching(),
     "sliced-plain": SlicedScoreMatching(variance_reduced=False),
     "sliced-plain-gaussian": SlicedScoreMatching(variance_reduced=False, probe="gaussian"),
@@ -80,7 +81,7 @@ def test_value_is_truth_b1(objective, key):
     check_value(objective, key)
 
 
-@pytest.mark.parametrize("name", ["exact", "hutchinson-sphere", "sliced-plain", "finite-difference"])
+@pytest.mark.parametrize("name", ["exact", "hutchinson-sphere", "hutch++", "sliced-plain", "finite-difference"])
 def test_minimiser_of_truth_b1(name, key):
     check_minimiser(FAMILY[name], key)
 
@@ -179,6 +180,28 @@ def test_variance_of_the_scalar_precision_is_truth_b10(objective, variance, key)
     assert_iid_mean_close(influence**2, variance)
 
 
+def spiked(u, x):
+    return 50 * jnp.sum(u * x) ** 2 + jnp.sum(x**2) / 2
+
+
+def test_hutch_plus_plus_is_exact_on_what_the_sketch_sees(key):
+    """100 uu' + I, d = 10: three products with the Hessian, of 2 * 100^2 (1 - sum u^4) / 3 by probes alone."""
+    u = jnp.arange(1.0, 11.0) / jnp.sqrt(385.0)
+    energy, x = ebm.FunctionEnergy(spiked, (10,), u), jnp.zeros((4000, 10))
+    plain, sketched, whole = (
+        evaluate(objective, energy, x, key)[0] + 110
+        for objective in (
+            HutchinsonScoreMatching(3),
+            HutchinsonScoreMatching(sketch_size=1),
+            HutchinsonScoreMatching(sketch_size=12),
+        )
+    )
+    assert_iid_mean_close(plain**2, 2 * 100**2 * (1 - jnp.sum(u**4)) / 3)
+    assert_iid_mean_close(sketched, 0.0)
+    assert jnp.mean(sketched**2) < jnp.mean(plain**2) / 20
+    np.testing.assert_allclose(whole, 0, atol=1e-3)
+
+
 def quartic(t, x):
     return t * jnp.sum(x**4)
 
@@ -269,6 +292,11 @@ def test_settings_are_checked_by_name(make):
         make(0)
     with pytest.raises(ValueError, match="`probe` must be one of rademacher, gaussian, sphere; got 'unit'"):
         make(probe="unit")
+
+
+def test_sketch_size_is_checked_by_name():
+    with pytest.raises(ValueError, match="`sketch_size` must be an integer >= 0; got -1"):
+        HutchinsonScoreMatching(sketch_size=-1)
 
 
 @pytest.mark.parametrize("spacing", [0.0, -0.1, np.nan, None, [0.1, 0.2]])
