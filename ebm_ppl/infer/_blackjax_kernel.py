@@ -19,7 +19,7 @@ from ebm_ppl.distributions import check_model
 from ebm_ppl.errors import NonFiniteEnergyError
 from ebm_ppl.infer._chain import BlackJAXState, PotentialFn, make_schedule, refresh, start, stat_names, step
 from ebm_ppl.kernels import MALA, AbstractKernel
-from ebm_ppl.sampling._preconditioners import PRECONDITIONERS
+from ebm_ppl.sampling._low_rank import check_precondition
 
 # What `init` builds from model and data. It does not pickle, and MCMC calls `init` again where `_sample_fn` is None.
 UNBUILT: dict[str, Any] = dict.fromkeys(("_sample_fn", "_potential_fn_gen", "_postprocess_fn", "_transforms"))
@@ -49,7 +49,7 @@ class BlackJAXKernel(MCMCKernel):
             `MCMC.run(..., init_params=...)` must give).
         kernel: how to move; `ebm.MALA()` by default.
         init_strategy: where to start, as in `numpyro.infer.NUTS`.
-        precondition: `"diagonal"`, `"dense"` or `"none"`.
+        precondition: `"diagonal"`, `"dense"`, `"low_rank"` or `"none"`.
 
     Raises:
         ValueError: not exactly one of `model` and `potential_fn`; `precondition` unknown; on `init`, `init_params`
@@ -92,8 +92,7 @@ class BlackJAXKernel(MCMCKernel):
         kernel = MALA() if kernel is None else kernel
         if not isinstance(kernel, AbstractKernel):
             raise TypeError(f"`kernel` must be an ebm.AbstractKernel such as ebm.MALA(); got {type(kernel).__name__}.")
-        if precondition not in PRECONDITIONERS:
-            raise ValueError(f"`precondition` must be one of {PRECONDITIONERS}; got {precondition!r}.")
+        check_precondition(precondition, kernel)
         self._model, self._potential_fn = model, potential_fn
         self._kernel, self._init_strategy, self._precondition = kernel, init_strategy, precondition
         self._default_fields = ("z", "potential_energy", *stat_names(kernel))

@@ -86,8 +86,8 @@ def stat_names(kernel: AbstractKernel) -> tuple[str, ...]:
     """The statistics this kernel reports, `step_size` included; found by tracing one transition."""
 
     def one(key: Array) -> dict[str, Array]:
-        # Two coordinates, for kernels that move at unit speed; one made for a certain dimension says which.
-        position = jnp.zeros(getattr(kernel, "num_coordinates", 2))
+        # Two coordinates, for kernels that move at unit speed; one made for a certain number says which.
+        position = jnp.zeros(2 if kernel.num_coordinates is None else kernel.num_coordinates)
         chain = start_chain(kernel, _standard_normal, position, key, "none")
         return advance_chain(kernel, _standard_normal, chain, key)[1]
 

@@ -38,6 +38,8 @@ class AbstractKernel(eqx.Module):
         reversible: whether successive positions satisfy detailed balance with respect to exp(-E); a kernel may leave
             exp(-E) invariant without it.
         uses_gradient: whether the energy must be differentiable.
+        num_coordinates: for how many coordinates the kernel is made, where its fields decide that; None: for any
+            number. A subclass may make it a field or a property.
     """
 
     step_size: eqx.AbstractVar[float | Float[Array, "..."]]
@@ -45,6 +47,7 @@ class AbstractKernel(eqx.Module):
     adjusted: ClassVar[bool] = True
     reversible: ClassVar[bool] = True
     uses_gradient: ClassVar[bool] = True
+    num_coordinates: ClassVar[int | None] = None
 
     @abc.abstractmethod
     def build(self, logdensity_fn: LogDensityFn) -> blackjax.base.SamplingAlgorithm:

@@ -103,6 +103,11 @@ class EllipticalSlice(AbstractKernel):
         if not isinstance(self.step_size, Tracer) and np.any(np.asarray(self.step_size) > np.float32(2 * math.pi)):
             raise ValueError(f"`step_size` must be at most 2 pi, the whole ellipse; got {self.step_size!r}.")
 
+    @property
+    def num_coordinates(self) -> int | None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The size of the base's events."""
+        return math.prod(self.base.event_shape)
+
     def build(self, logdensity_fn: LogDensityFn) -> blackjax.base.SamplingAlgorithm:
         """The elliptical slice transition for this log density, which includes the base's."""
 

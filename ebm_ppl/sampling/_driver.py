@@ -27,6 +27,7 @@ from ebm_ppl.sampling._run_chains import (
     draw,
     start_chains,
     tunes,
+    learnt_scales,
     warm_up,
 )
 from ebm_ppl.sampling._warmup import warmup_windows
@@ -178,8 +179,9 @@ class Run:
     def _judge(self, journey: Journey, seconds: float) -> Draws:
         chains, warmed = journey.chains, journey.warmed
         # Interrupted before the first chunk: an empty result of the right shapes.
-        pieces = journey.pieces or [self._chunk(Journey(chains), self._keys, 0, 0)]
-        gathered, stats = jax.tree.map(lambda *parts: np.swapaxes(np.concatenate(parts), 0, 1), *pieces)
+        if journey.drawn == 0:
+            journey.pieces = [self._chunk(Journey(chains), self._keys, 0, 0)]
+        gathered, stats = self._gather(journey)
         problems = find_problems(gathered, stats, self.kernel, num_warmup=self.num_warmup, thinning=self.thinning)
         if gathered.shape[1] < self.num_samples:
             advice = f"stopped by the user after {warmed} of {self.num_warmup} warm-up steps "
@@ -200,10 +202,6 @@ class Run:
             "seconds": round(seconds, 3),
             "redrawn_starts": self.redrawn_starts,
         }
-        step_size = to_host(chains.chain.step_size).mean()
-        kernel = with_step_size(self.kernel, float(step_size))
-        scale = to_host(chains.chain.preconditioner.scale)
-        return Draws(gathered, stats, kernel, tuple(problems), settings, scale)
 
 
 def _int32(value: int) -> Array:

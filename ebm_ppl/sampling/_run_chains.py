@@ -22,6 +22,7 @@ from ebm_ppl.sampling._warmup import (
     finish_warmup,
     start_adaptation,
     start_chain,
+    use_preconditioner,
     warmup_windows,
 )
 
@@ -142,14 +143,29 @@ def close_slow_window(
 ) -> Chains:
     """Put what a slow window taught to use; `step` transitions were made so far. `pool`: chains learn together."""
     if pool:
-        moments = pooled_moments(chains.adaptation.moments)
-        chains = chains._replace(adaptation=chains.adaptation._replace(moments=moments))
+        return _close_together(kernel, target, chains, keys, step)
 
     def close(logdensity_fn: LogDensityFn, chains: Chains, key: Array) -> Chains:
         key = jax.random.fold_in(jax.random.fold_in(key, TUNE), step)
         return Chains(*end_slow_window(kernel, logdensity_fn, chains.chain, chains.adaptation, key))
 
     return _vmap_chains(close, target, chains, keys)
+
+
+def _close_together(
+    kernel: AbstractKernel, target: ChainTarget, chains: Chains, keys: Array, step: Int[Array, ""]
+) -> Chains:
+    """One preconditioner, learnt from the draws of all chains, for every chain."""
+    first = jax.tree.map(lambda leaf: leaf[0], chains.chain.preconditioner)  # all have the same one so far
+    learnt = first.learn_from(first.pool(chains.adaptation.moments))
+    count = len(chains.chain.step_size)
+    together = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (count, *leaf.shape)), learnt)
+
+    def use(logdensity_fn: LogDensityFn, chain: ChainState, preconditioner: Any, key: Array) -> Chains:
+        key = jax.random.fold_in(jax.random.fold_in(key, TUNE), step)
+        return Chains(*use_preconditioner(kernel, logdensity_fn, chain, preconditioner, key))
+
+    return _vmap_chains(use, target, chains.chain, together, keys)
 
 
 @eqx.filter_jit
@@ -299,17 +315,10 @@ def run_chains(
     return positions, stats, chains
 
 
-def pooled_moments(moments: Any) -> Any:
-    """The moments of all chains' draws together, handed to every chain (Chan, Golub & LeVeque's merging rule)."""
-    counts = moments.sample_size.reshape(-1, *(1 for _ in moments.mean.shape[1:]))
-    total = jnp.sum(moments.sample_size)
-    mean = jnp.sum(counts * moments.mean, axis=0) / total
-    shift = moments.mean - mean[None]
-    between = shift**2 if moments.m2.ndim == 2 else shift[:, :, None] * shift[:, None, :]
-    weights = moments.sample_size.reshape(-1, *(1 for _ in moments.m2.shape[1:]))
-    pooled = type(moments)(mean, jnp.sum(moments.m2 + weights * between, axis=0), total)
-    chains = len(moments.sample_size)
-    return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (chains, *leaf.shape)), pooled)
+@eqx.filter_jit
+def learnt_scales(chains: Chains) -> Float[Array, "chain ..."]:
+    """The standard deviation of every coordinate as each chain's change of variables has it."""
+    return jax.vmap(lambda preconditioner: preconditioner.scale)(chains.chain.preconditioner)
 
 
 def tunes(kernel: AbstractKernel, num_warmup: int) -> bool:

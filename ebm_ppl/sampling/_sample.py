@@ -17,9 +17,9 @@ from ebm_ppl.kernels._base import with_step_size
 from ebm_ppl.sampling._checkpoint import Checkpoint
 from ebm_ppl.sampling._draws import Draws
 from ebm_ppl.sampling._driver import Run
+from ebm_ppl.sampling._low_rank import check_precondition
 from ebm_ppl.sampling._mesh import check_mesh
 from ebm_ppl.sampling._positions import starting_positions
-from ebm_ppl.sampling._preconditioners import PRECONDITIONERS
 from ebm_ppl.sampling._resume import run_fingerprint
 from ebm_ppl.sampling._run_chains import chain_target
 
@@ -50,9 +50,9 @@ def sample(
     the chunks. A second call with an equal configuration compiles nothing.
 
     Warm-up tunes the step size by dual averaging to the kernel's target acceptance rate and learns, in Stan's
-    windows, the scale of every coordinate (`precondition="diagonal"`) or their covariance (`"dense"`); kernels
-    without an acceptance rate (`ULA`) keep their step size and coordinates: warm-up is burn-in for them. Nothing
-    adapts afterwards.
+    windows, a change of variables: the scale of every coordinate (`precondition="diagonal"`), the covariance
+    (`"dense"`), or scales and a few directions (`"low_rank"`). Kernels without an acceptance rate (`ULA`) keep their
+    step size and coordinates: warm-up is burn-in for them. Nothing adapts afterwards.
 
     Args:
         energy: what to sample; nats.
@@ -65,8 +65,11 @@ def sample(
         initial_positions: `(num_chains, *event_shape)`; by default uniform in [-2, 2] in every coordinate, redrawn up
             to ten times where the energy is not finite.
         condition: for conditional energies, one `condition_shape` for all chains or `(num_chains, *condition_shape)`.
-        precondition: what warm-up learns as change of variables: `"diagonal"` scales, a `"dense"` covariance (for
-            strongly correlated targets of up to a few hundred dimensions), or `"none"`.
+        precondition: what warm-up learns as change of variables: `"diagonal"` scales; a `"dense"` covariance, for
+            strongly correlated targets of up to a few hundred dimensions; `"low_rank"`, scales and at most ten
+            directions that are much wider or narrower than the rest, in any number of dimensions; or `"none"`.
+            `"dense"` and `"low_rank"` learn from draws and gradients together, which takes far fewer draws than a
+            covariance alone; kernels without gradient learn `"dense"` from draws, and no `"low_rank"`.
         pool_warmup: let all chains learn one preconditioner and one step size together: better with many chains and
             a short warm-up; but then a chain's draws depend on the others.
         progress_bar: a bar in a terminal or notebook, one line per 10 s elsewhere.
@@ -108,6 +111,8 @@ def sample(
     counts: dict[str, Any] = {
         "num_chains": check_count("num_chains", num_chains),
         "num_warmup": check_count("num_warmup", num_warmup, 0),
+        Seyboldt, Carlson, Carpenter (2026). Preconditioning Hamiltonian Monte Carlo by minimizing Fisher divergence
+        (low rank). arXiv:2603.18845
         "num_samples": check_count("num_samples", num_samples),
         "thinning": check_count("thinning", thinning),
     }
@@ -147,5 +152,4 @@ def _check_settings(energy: object, kernel: object, precondition: object) -> Non
         )
     if not isinstance(kernel, AbstractKernel):
         raise TypeError(f"`kernel` must be an ebm.AbstractKernel such as ebm.MALA(); got {type(kernel).__name__}.")
-    if precondition not in PRECONDITIONERS:
-        raise ValueError(f"`precondition` must be one of {PRECONDITIONERS}; got {precondition!r}.")
+    check_precondition(precondition, kernel)

@@ -14,7 +14,6 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from blackjax.adaptation.mass_matrix import welford_algorithm
 from blackjax.adaptation.staged_adaptation import build_schedule
 from blackjax.adaptation.step_size import dual_averaging_adaptation, find_reasonable_step_size
 from jaxtyping import Array, Float
@@ -22,7 +21,8 @@ from jaxtyping import Array, Float
 from ebm_ppl._types import LogDensityFn, PRNGKey, Scalar
 from ebm_ppl.kernels import AbstractKernel
 from ebm_ppl.kernels._base import with_step_size
-from ebm_ppl.sampling._preconditioners import AbstractPreconditioner, Diagonal, initial_preconditioner
+from ebm_ppl.sampling._low_rank import initial_preconditioner
+from ebm_ppl.sampling._preconditioners import AbstractPreconditioner
 
 
 class Whitened(eqx.Module):
@@ -50,7 +50,7 @@ class ChainState(NamedTuple):
 
 
 class Adaptation(NamedTuple):
-    """What warm-up learns: dual averaging of the step size, running moments of the position."""
+    """What warm-up learns: dual averaging of the step size, and what the preconditioner gathers of the draws."""
 
     averaging: Any
     moments: Any
@@ -98,7 +98,7 @@ def start_chain(
     kernel: AbstractKernel, logdensity_fn: LogDensityFn, position: Array, key: PRNGKey, precondition: str = "diagonal"
 ) -> ChainState:
     """A chain at `position`, with the kernel's own step size and the identity as preconditioner."""
-    preconditioner = initial_preconditioner(precondition, position)
+    preconditioner = initial_preconditioner(precondition, position, uses_gradient=kernel.uses_gradient)
     step_size = jnp.asarray(kernel.step_size, position.dtype)
     inner = _algorithm(kernel, logdensity_fn, step_size, preconditioner).init(position, key)
     return ChainState(inner, step_size, preconditioner)
@@ -127,11 +127,9 @@ def start_adaptation(
         step_size = find_reasonable_step_size(key, transition, chain.inner, first, target)
         chain = chain._replace(step_size=jnp.asarray(step_size, dtype))
     averaging_init, _, _ = dual_averaging_adaptation(0.5 if target is None else target)
-    moments_init, _, _ = _welford(chain)
-    # Counters become floats: strict promotion refuses integer arrays in the float arithmetic of both algorithms.
+    # Counters become floats: strict promotion refuses integer arrays in the float arithmetic.
     averaging = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), averaging_init(chain.step_size))
-    moments = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), moments_init(chain.inner.position.size))
-    return chain, Adaptation(averaging, moments)
+    return chain, Adaptation(averaging, chain.preconditioner.start_moments())
 
 
 def adapt_chain(
@@ -143,19 +141,25 @@ def adapt_chain(
         _, update, _ = dual_averaging_adaptation(kernel.target_acceptance_rate)
         averaging = _keep_dtype(update(averaging, stats["acceptance_rate"]), averaging)
         chain = chain._replace(step_size=jnp.exp(averaging.log_step_size))
-    _, update, _ = _welford(chain)
-    updated = _keep_dtype(update(moments, jnp.ravel(chain.position)), moments)
-    moments = jax.tree.map(lambda new, old: jnp.where(slow, new, old), updated, moments)
-    return chain, Adaptation(averaging, moments)
+    gradient = getattr(chain.inner, "logdensity_grad", None)
+    return chain, Adaptation(averaging, chain.preconditioner.observe(moments, chain.position, gradient, slow))
 
 
 def end_slow_window(
     kernel: AbstractKernel, logdensity_fn: LogDensityFn, chain: ChainState, adaptation: Adaptation, key: PRNGKey
 ) -> tuple[ChainState, Adaptation]:
     """Put what was learnt to use: re-express the chain in the new coordinates and restart the adaptation."""
-    _, _, moments_final = _welford(chain)
-    covariance, count, _ = moments_final(adaptation.moments)
-    preconditioner = chain.preconditioner.learn(covariance, count)
+    return use_preconditioner(kernel, logdensity_fn, chain, chain.preconditioner.learn_from(adaptation.moments), key)
+
+
+def use_preconditioner(
+    kernel: AbstractKernel,
+    logdensity_fn: LogDensityFn,
+    chain: ChainState,
+    preconditioner: AbstractPreconditioner,
+    key: PRNGKey,
+) -> tuple[ChainState, Adaptation]:
+    """The same place in the coordinates of `preconditioner`, and a fresh adaptation."""
     init_key, step_key = jax.random.split(key)
     algorithm = _algorithm(kernel, logdensity_fn, chain.step_size, preconditioner)
     inner = algorithm.init(preconditioner.to_whitened(chain.position), init_key)
@@ -174,10 +178,6 @@ def _algorithm(
     kernel: AbstractKernel, logdensity_fn: LogDensityFn, step_size: Array, preconditioner: AbstractPreconditioner
 ) -> Any:
     return with_step_size(kernel, step_size).build(Whitened(logdensity_fn, preconditioner))
-
-
-def _welford(chain: ChainState) -> Any:
-    return welford_algorithm(is_diagonal_matrix=isinstance(chain.preconditioner, Diagonal))
 
 
 def _keep_dtype(new: Any, old: Any) -> Any:
