@@ -1,4 +1,6 @@
 """log Z = log of the integral of exp(-E), with an error bar."""
 
+from ebm_ppl.normalizers._annealed_importance import annealed_importance as annealed_importance
 from ebm_ppl.normalizers._estimate import LogNormalizerEstimate as LogNormalizerEstimate
 from ebm_ppl.normalizers._importance import importance as importance
+from ebm_ppl.normalizers._sequential_monte_carlo import sequential_monte_carlo as sequential_monte_carlo

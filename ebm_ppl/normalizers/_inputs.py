@@ -64,6 +64,17 @@ def check_base(name: str, distribution: Any, energy: AbstractEnergy) -> KnownDen
     return KnownDensity(distribution, energy.event_shape, name)
 
 
+def check_fraction(name: str, value: Any) -> Array:
+    """A number strictly between 0 and 1, as an array: another value compiles nothing."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"`{name}` must be between 0 and 1; got {value!r}.") from None
+    if not 0 < number < 1:
+        raise ValueError(f"`{name}` must be between 0 and 1; got {value!r}.")
+    return jnp.asarray(number, float)
+
+
 def log_weight(energy: AbstractEnergy, base: KnownDensity, x: Float[Array, "..."], condition: Array | None) -> Scalar:
     """-E(x) - log q(x): the log importance weight of a draw from q; -inf outside the support of exp(-E)."""
     value = evaluate(energy, x, condition)
