@@ -25,9 +25,9 @@ from ebm_ppl.sampling._run_chains import (
     close_slow_window,
     close_warmup,
     draw,
+    learnt_scales,
     start_chains,
     tunes,
-    learnt_scales,
     warm_up,
 )
 from ebm_ppl.sampling._warmup import warmup_windows
@@ -179,9 +179,8 @@ class Run:
     def _judge(self, journey: Journey, seconds: float) -> Draws:
         chains, warmed = journey.chains, journey.warmed
         # Interrupted before the first chunk: an empty result of the right shapes.
-        if journey.drawn == 0:
-            journey.pieces = [self._chunk(Journey(chains), self._keys, 0, 0)]
-        gathered, stats = self._gather(journey)
+        pieces = journey.pieces or [self._chunk(Journey(chains), self._keys, 0, 0)]
+        gathered, stats = jax.tree.map(lambda *parts: np.swapaxes(np.concatenate(parts), 0, 1), *pieces)
         problems = find_problems(gathered, stats, self.kernel, num_warmup=self.num_warmup, thinning=self.thinning)
         if gathered.shape[1] < self.num_samples:
             advice = f"stopped by the user after {warmed} of {self.num_warmup} warm-up steps "
@@ -202,6 +201,10 @@ class Run:
             "seconds": round(seconds, 3),
             "redrawn_starts": self.redrawn_starts,
         }
+        step_size = to_host(chains.chain.step_size).mean()
+        kernel = with_step_size(self.kernel, float(step_size))
+        scale = to_host(learnt_scales(chains))
+        return Draws(gathered, stats, kernel, tuple(problems), settings, scale)
 
 
 def _int32(value: int) -> Array:

@@ -104,6 +104,8 @@ def sample(
 
     References:
         Hoffman, Gelman (2014). The no-U-turn sampler (dual averaging). JMLR 15, 1593-1623. arXiv:1111.4246
+        Seyboldt, Carlson, Carpenter (2026). Preconditioning Hamiltonian Monte Carlo by minimizing Fisher divergence
+        (low rank). arXiv:2603.18845
         Lao, Cabezas et al. (2024). BlackJAX: composable Bayesian inference in JAX. arXiv:2402.10797
     """
     kernel = MALA() if kernel is None else kernel
@@ -111,8 +113,6 @@ def sample(
     counts: dict[str, Any] = {
         "num_chains": check_count("num_chains", num_chains),
         "num_warmup": check_count("num_warmup", num_warmup, 0),
-        Seyboldt, Carlson, Carpenter (2026). Preconditioning Hamiltonian Monte Carlo by minimizing Fisher divergence
-        (low rank). arXiv:2603.18845
         "num_samples": check_count("num_samples", num_samples),
         "thinning": check_count("thinning", thinning),
     }
