@@ -5,12 +5,28 @@ import errno
 import hashlib
 import os
 import pathlib
+import struct
 import tempfile
-from collections.abc import Callable
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
 from typing import IO
 
 from ebm_ppl.errors import CheckpointError
 
+# What zipfile, zlib, NumPy and json raise for damaged bytes; all of it means one thing to the user.
+DAMAGE = (
+    OSError,
+    ValueError,
+    KeyError,
+    EOFError,
+    RuntimeError,
+    TypeError,
+    SyntaxError,
+    struct.error,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 _NO_HARD_LINKS = {errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EMLINK}
 
 
@@ -57,6 +73,15 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
         return pathlib.Path(path).read_bytes()
     except OSError as error:
         raise _checkpoint_error("read", pathlib.Path(path), error) from error
+
+
+@contextlib.contextmanager
+def file_errors(verb: str, path: pathlib.Path) -> Iterator[None]:
+    """What the system says against a file, as a `CheckpointError` with `errno` and path."""
+    try:
+        yield
+    except OSError as error:
+        raise _checkpoint_error(verb, path, error) from error
 
 
 def sha256(content: bytes | bytearray | memoryview) -> str:

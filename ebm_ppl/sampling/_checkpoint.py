@@ -21,9 +21,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from ebm_ppl._files import atomic_write, read_file, sha256
+from ebm_ppl._files import DAMAGE, atomic_write, read_file, sha256
 from ebm_ppl.errors import CheckpointError
-from ebm_ppl.sampling._draws import DAMAGE
 
 FORMAT_VERSION = 1
 MIN_SECONDS = 1.0  # between two saves: keeps the price of fsync below two per cent
@@ -52,6 +51,7 @@ class Checkpoint:
     saved_draws: int = 0
     files: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     last: float = dataclasses.field(default_factory=time.monotonic)
+    store: dict[str, Any] | None = None  # where the draws are instead, when the run streams them to disk
 
     @property
     def due(self) -> bool:
@@ -71,7 +71,8 @@ class Checkpoint:
     def save(self, chains: Any, warmed: int, warm: bool, pieces: list[Piece]) -> None:  # noqa: FBT001
         """Write the draws not yet written, then the state, then the manifest that makes both count."""
         self._save_draws(pieces)
-        name = f"state-{warmed + self.saved_draws:012d}-{int(warm)}.npz"
+        drawn = self.saved_draws if self.store is None else self.store["drawn"]
+        name = f"state-{warmed + drawn:012d}-{int(warm)}.npz"
         leaves = jax.tree.leaves(chains)
         state = self._write(name, {f"{i:04d}": np.asarray(leaf) for i, leaf in enumerate(leaves)})
         manifest = {
@@ -82,6 +83,7 @@ class Checkpoint:
             "warm": warm,
             "state": state,
             "draws": self.files,
+            "store": self.store,
         }
         current, previous = self.directory / "manifest.json", self.directory / "manifest.previous.json"
         if current.exists():

@@ -6,33 +6,18 @@ import io
 import json
 import os
 import pathlib
-import struct
-import zipfile
-import zlib
 from typing import Any
 
 import numpy as np
 
 from ebm_ppl import kernels
-from ebm_ppl._files import atomic_write, read_file, sha256
+from ebm_ppl._files import DAMAGE, atomic_write, read_file, sha256
 from ebm_ppl.errors import CheckpointError, Problem
 from ebm_ppl.kernels import AbstractKernel
+from ebm_ppl.sampling._store import load_store
 from ebm_ppl.sampling._tempering_report import Tempering
 
 FORMAT_VERSION = 1
-# What zipfile, zlib, NumPy and json raise for damaged bytes; all of it means one thing to the user.
-DAMAGE = (
-    OSError,
-    ValueError,
-    KeyError,
-    EOFError,
-    RuntimeError,
-    TypeError,
-    SyntaxError,
-    struct.error,
-    zipfile.BadZipFile,
-    zlib.error,
-)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -40,7 +25,7 @@ class Draws:
     """Draws of one energy by several chains, on the host, with what is needed to judge them.
 
     Args:
-        positions: draws, shape `(chain, draw, *event_shape)`.
+        positions: draws, shape `(chain, draw, *event_shape)`; of a run with `store=`, a memory map of the file.
         stats: one `(chain, draw)` array per statistic, under ArviZ names: `lp` (= -E, nats), `acceptance_rate`,
             `step_size`, `diverging`, `n_steps`, `nonfinite_proposal`, ...
         kernel: the kernel as tuned; its `step_size` is the mean over chains.
@@ -138,10 +123,10 @@ class Draws:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Draws":
-        """Read what `save` wrote, checking every checksum.
+        """Read what `save`, or `ebm.sample(..., store=path)`, wrote, checking every checksum.
 
         Args:
-            path: the file.
+            path: the file; or the store, whose arrays then are read-only memory maps.
 
         Returns:
             The draws, equal to those saved.
@@ -149,6 +134,8 @@ class Draws:
         Raises:
             CheckpointError: the file is missing, damaged, or not such a file. Nothing is half-loaded.
         """
+        if pathlib.Path(path).is_dir():
+            return _from_store(cls, pathlib.Path(path))
         manifest, arrays = _read(pathlib.Path(path))
         fields = _group(arrays, "kernel/")
         kernel_class = getattr(kernels, manifest["kernel"], None)
@@ -168,6 +155,16 @@ class Draws:
             arrays["scale"],
             Tempering(**ladder) if ladder else None,
         )
+
+
+def _from_store(draws_class: type[Draws], path: pathlib.Path) -> Draws:
+    store, facts, scale = load_store(path)
+    fields = dict(facts["kernel"])
+    kernel_class = getattr(kernels, fields.pop("class"), None)
+    if kernel_class is None:
+        raise CheckpointError(f"{path}: kernel {facts['kernel']['class']!r} is not one of ebm_ppl's kernels.")
+    problems = tuple(Problem(**problem) for problem in facts["problems"])
+    return draws_class(*store.maps(), kernel_class(**fields), problems, facts["settings"], scale)
 
 
 def _group(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:

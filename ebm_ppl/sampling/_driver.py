@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from ebm_ppl.kernels import AbstractKernel
 from ebm_ppl.kernels._base import with_step_size
 from ebm_ppl.sampling._checkpoint import Checkpoint, Piece
 from ebm_ppl.sampling._draws import Draws
+from ebm_ppl.sampling._fingerprint import kernel_fingerprint
 from ebm_ppl.sampling._mesh import place_chains, to_host
 from ebm_ppl.sampling._pace import Pace
 from ebm_ppl.sampling._problems import find_problems
@@ -30,6 +32,7 @@ from ebm_ppl.sampling._run_chains import (
     tunes,
     warm_up,
 )
+from ebm_ppl.sampling._store import DrawStore
 from ebm_ppl.sampling._warmup import warmup_windows
 
 
@@ -41,11 +44,12 @@ class Journey:
     warmed: int = 0
     warm: bool = False
     pieces: list[Piece] = dataclasses.field(default_factory=list)
+    stored: int = 0  # draws of each chain that are on disk instead
 
     @property
     def drawn(self) -> int:
         """Draws of each chain so far."""
-        return sum(len(positions) for positions, _ in self.pieces)
+        return self.stored + sum(len(positions) for positions, _ in self.pieces)
 
 
 @dataclasses.dataclass
@@ -64,6 +68,7 @@ class Run:
     thinning: int
     redrawn_starts: int = 0
     checkpoint: Checkpoint | None = None
+    store: DrawStore | None = None
 
     def begin(self) -> Journey:
         """All chains at their starting positions."""
@@ -132,6 +137,7 @@ class Run:
     def _draw(self, journey: Journey, keys: Array, progress: Progress, interruption: Interruption) -> None:
         progress.relabel("sampling")
         pace, done = Pace(), journey.drawn
+        nonfinite = sum(int(stats["nonfinite_proposal"].sum()) for _, stats in journey.pieces)
         while done < self.num_samples and not interruption.requested:
             count = min(self.num_samples - done, pace.count, self._capacity)
             with pace.timed(count):
@@ -141,7 +147,8 @@ class Run:
             self._save(journey)
             _, stats = piece
             facts = {"step_size": f"{stats['step_size'][-1].mean():.2e}"}
-            facts["non-finite"] = str(sum(int(stats["nonfinite_proposal"].sum()) for _, stats in journey.pieces))
+            nonfinite += int(stats["nonfinite_proposal"].sum())
+            facts["non-finite"] = str(nonfinite)
             if "acceptance_rate" in stats:
                 facts["acceptance"] = f"{stats['acceptance_rate'].mean():.2f}"
             progress.update(count * self.thinning, **facts)
@@ -173,20 +180,45 @@ class Run:
         return jax.tree.map(lambda rows: np.array(to_host(rows)[:count]), (positions, stats))
 
     def _save(self, journey: Journey, *, force: bool = False) -> None:
+        if self.store is not None:
+            for piece in journey.pieces:
+                self.store.append(*piece)
+            journey.pieces, journey.stored = [], self.store.drawn
         if self.checkpoint is not None and (force or self.checkpoint.due):
+            if self.store is not None:
+                self.store.sync()
+                self.checkpoint.store = self.store.record()
             self.checkpoint.save(journey.chains, journey.warmed, journey.warm, journey.pieces)
 
     def _judge(self, journey: Journey, seconds: float) -> Draws:
         chains, warmed = journey.chains, journey.warmed
         # Interrupted before the first chunk: an empty result of the right shapes.
-        pieces = journey.pieces or [self._chunk(Journey(chains), self._keys, 0, 0)]
-        gathered, stats = jax.tree.map(lambda *parts: np.swapaxes(np.concatenate(parts), 0, 1), *pieces)
+        if journey.drawn == 0:
+            journey.pieces = [self._chunk(Journey(chains), self._keys, 0, 0)]
+        gathered, stats = self._gather(journey)
         problems = find_problems(gathered, stats, self.kernel, num_warmup=self.num_warmup, thinning=self.thinning)
         if gathered.shape[1] < self.num_samples:
             advice = f"stopped by the user after {warmed} of {self.num_warmup} warm-up steps "
             advice += f"and {gathered.shape[1]} of {self.num_samples} draws."
             problems.append(Problem("INTERRUPTED", advice, None, gathered.shape[1]))
-        settings = {
+        step_size = to_host(chains.chain.step_size).mean()
+        kernel = with_step_size(self.kernel, float(step_size))
+        scale, settings = to_host(learnt_scales(chains)), self._settings(seconds)
+        if self.store is not None:
+            facts = {"settings": settings, "problems": [dataclasses.asdict(problem) for problem in problems]}
+            self.store.close(facts | {"kernel": kernel_fingerprint(kernel)}, scale)
+            gathered, stats = self.store.maps()
+        return Draws(gathered, stats, kernel, tuple(problems), settings, scale)
+
+    def _gather(self, journey: Journey) -> tuple[Any, dict[str, Any]]:
+        """All draws and statistics as `(chain, draw, ...)`; with a store, read where they are looked at."""
+        if self.store is None:
+            return jax.tree.map(lambda *parts: np.swapaxes(np.concatenate(parts), 0, 1), *journey.pieces)
+        self._save(journey)
+        return self.store.arrays()
+
+    def _settings(self, seconds: float) -> dict[str, Any]:
+        return {
             "num_chains": self.num_chains,
             "num_warmup": self.num_warmup,
             "num_samples": self.num_samples,
@@ -201,10 +233,6 @@ class Run:
             "seconds": round(seconds, 3),
             "redrawn_starts": self.redrawn_starts,
         }
-        step_size = to_host(chains.chain.step_size).mean()
-        kernel = with_step_size(self.kernel, float(step_size))
-        scale = to_host(learnt_scales(chains))
-        return Draws(gathered, stats, kernel, tuple(problems), settings, scale)
 
 
 def _int32(value: int) -> Array:

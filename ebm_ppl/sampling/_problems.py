@@ -1,6 +1,7 @@
 """What can be said against a run from its own record, before any convergence diagnostic."""
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -10,17 +11,18 @@ from ebm_ppl.kernels import AbstractKernel
 ZERO_ACCEPTANCE_STEPS = 100  # transitions without one acceptance before a chain is called dead
 UNUSABLE_NONFINITE_FRACTION = 0.5
 MIN_DRAWS_TO_JUDGE = 20
+BLOCK_NUMBERS = 2**21  # looked at at once, so that a run on disk is judged in little memory
 DRIFT_DRAWS = 100  # draws per chain that the drift check looks at in each half: it must cost nothing
 
 
 def find_problems(
-    positions: np.ndarray, stats: dict[str, np.ndarray], kernel: AbstractKernel, *, num_warmup: int, thinning: int
+    positions: Any, stats: dict[str, Any], kernel: AbstractKernel, *, num_warmup: int, thinning: int
 ) -> list[Problem]:
     """Every named reason not to trust a run, chain by chain, gravest first.
 
     Args:
-        positions: `(chain, draw, *event)`.
-        stats: `(chain, draw)` by ArviZ name.
+        positions: `(chain, draw, *event)`; anything with `shape` and slices, read in blocks.
+        stats: `(chain, draw)` by ArviZ name; likewise, read chain by chain.
         kernel: the kernel that was used.
         num_warmup: warm-up transitions that came before.
         thinning: transitions per draw.
@@ -29,19 +31,18 @@ def find_problems(
         Problems with codes NONFINITE_DRAW, DIVERGED, ZERO_ACCEPTANCE, STUCK_CHAIN, NONFINITE_PROPOSAL and
         POSSIBLY_IMPROPER.
     """
-    flat = positions.reshape(*positions.shape[:2], math.prod(positions.shape[2:]))
     problems: list[Problem] = []
-    for chain in range(len(flat)):
+    for chain in range(positions.shape[0]):
         one = {name: values[chain] for name, values in stats.items()}
-        problems += _problems_of_chain(chain, flat[chain], one, kernel, num_warmup, thinning)
-    return problems + _drift(flat)
+        problems += _problems_of_chain(chain, positions, one, kernel, num_warmup, thinning)
+    return problems + _drift(positions)
 
 
 def _problems_of_chain(
-    chain: int, draws: np.ndarray, stats: dict[str, np.ndarray], kernel: AbstractKernel, num_warmup: int, thinning: int
+    chain: int, positions: Any, stats: dict[str, np.ndarray], kernel: AbstractKernel, num_warmup: int, thinning: int
 ) -> list[Problem]:
-    found = []
-    bad = int((~np.isfinite(draws).all(axis=1) | ~np.isfinite(stats["lp"])).sum())
+    found, count = [], positions.shape[1]
+    bad, moved = _scan(positions, stats["lp"], chain)
     if bad:
         found.append(Problem("NONFINITE_DRAW", "draws or log densities are NaN or infinite: unusable.", chain, bad))
     diverging = int(stats["diverging"].sum())
@@ -50,19 +51,32 @@ def _problems_of_chain(
         found.append(Problem("DIVERGED", _stopped_advice(step, kernel), chain, step))
         return found
     if diverging:
-        advice = f"{diverging} of {len(draws)} transitions diverged: the curvature is too sharp for the step size; "
+        advice = f"{diverging} of {count} transitions diverged: the curvature is too sharp for the step size; "
         found.append(Problem("DIVERGED", advice + "lower step_size or reparametrise.", chain, diverging))
-    if len(draws) > 1 and (draws == draws[0]).all():
-        found.append(_frozen(chain, stats, len(draws) * thinning))
+    if count > 1 and not moved:
+        found.append(_frozen(chain, stats, count * thinning))
     nonfinite = int(stats["nonfinite_proposal"].sum())
     if nonfinite:
-        advice = f"{nonfinite} of {len(draws)} draws met a proposal with a NaN or -inf energy or a NaN gradient; "
-        if nonfinite > UNUSABLE_NONFINITE_FRACTION * len(draws):
+        advice = f"{nonfinite} of {count} draws met a proposal with a NaN or -inf energy or a NaN gradient; "
+        if nonfinite > UNUSABLE_NONFINITE_FRACTION * count:
             advice += "they were rejected, but they are most of them: do not use this chain."
         else:
             advice += "they were rejected; check the energy at the edge of its domain."
         found.append(Problem("NONFINITE_PROPOSAL", advice, chain, nonfinite))
     return found
+
+
+def _scan(positions: Any, lp: np.ndarray, chain: int) -> tuple[int, bool]:
+    """How many draws of a chain are not finite, and whether it ever left its first one."""
+    count, size, bad, moved = positions.shape[1], math.prod(positions.shape[2:]), 0, False
+    rows = max(1, BLOCK_NUMBERS // max(1, size))
+    start = positions[chain, :1].reshape(min(count, 1), size)
+    for first in range(0, count, rows):
+        block = positions[chain, first : first + rows]
+        block = block.reshape(len(block), size)
+        bad += int((~np.isfinite(block).all(axis=1) | ~np.isfinite(lp[first : first + rows])).sum())
+        moved = moved or bool((block != start).any())
+    return bad, moved
 
 
 def _frozen(chain: int, stats: dict[str, np.ndarray], steps: int) -> Problem:
@@ -82,16 +96,17 @@ def _stopped_advice(step: int, kernel: AbstractKernel) -> str:
     )
 
 
-def _drift(flat: np.ndarray) -> list[Problem]:
+def _drift(positions: Any) -> list[Problem]:
     """Chains that wander off instead of settling.
 
     On a proper target in equilibrium both halves of a chain have the same law; on an improper one the chain runs
     away. Flagged when the median distance from the first half's centre has more than tripled in the last quarter
     and every chain has left, in some coordinate, the whole range of its own first half.
     """
-    if flat.shape[1] < 2 * MIN_DRAWS_TO_JUDGE:
+    if positions.shape[1] < 2 * MIN_DRAWS_TO_JUDGE:
         return []
-    flat = flat[:, :: max(1, flat.shape[1] // (2 * DRIFT_DRAWS))].astype(np.float64)
+    some = positions[:, :: max(1, positions.shape[1] // (2 * DRIFT_DRAWS))]
+    flat = some.reshape(*some.shape[:2], math.prod(some.shape[2:])).astype(np.float64)
     if not np.isfinite(flat).all():
         return []
     half = flat.shape[1] // 2

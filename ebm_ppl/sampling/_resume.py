@@ -19,6 +19,7 @@ from ebm_ppl.sampling._draws import Draws
 from ebm_ppl.sampling._driver import Journey, Run
 from ebm_ppl.sampling._fingerprint import array_fingerprint, energy_fingerprint, kernel_fingerprint
 from ebm_ppl.sampling._run_chains import Chains, chain_target
+from ebm_ppl.sampling._store import DrawStore
 
 
 def run_fingerprint(run: Run) -> dict[str, Any]:
@@ -89,6 +90,10 @@ def resume(
     drawn = journey.drawn
     files = saved.manifest["draws"]
     run.checkpoint = Checkpoint(pathlib.Path(checkpoint_path), saved.manifest["fingerprint"], drawn, list(files))
+    if saved.manifest.get("store") is not None:
+        run.checkpoint.store = saved.manifest["store"]
+        run.store = DrawStore.reopen(saved.manifest["store"])
+        journey.stored = run.store.drawn
     draws = run.go(journey, progress_bar=progress_bar)
     if draws.problems and strict:
         raise ChainFailedError("; ".join(map(str, draws.problems)), draws)

@@ -22,6 +22,7 @@ from ebm_ppl.sampling._mesh import check_mesh
 from ebm_ppl.sampling._positions import starting_positions
 from ebm_ppl.sampling._resume import run_fingerprint
 from ebm_ppl.sampling._run_chains import chain_target
+from ebm_ppl.sampling._store import DrawStore
 
 
 def sample(
@@ -41,6 +42,7 @@ def sample(
     strict: bool = False,
     mesh: Mesh | Any = None,
     checkpoint: str | os.PathLike[str] | None = None,
+    store: str | os.PathLike[str] | None = None,
 ) -> Draws:
     r"""Draw from \(p(x) \propto \exp(-E(x))\) with many chains at once.
 
@@ -79,6 +81,11 @@ def sample(
             The draws do not depend on the layout, up to rounding.
         checkpoint: a directory to save the run to, about once a second; after a crash `ebm.resume(checkpoint, energy)`
             finishes it to the same bits. One that holds a run already is refused.
+        store: a directory, `"draws.zarr"`, that draws and statistics are streamed to, so that memory holds one chunk
+            of them, however many there are. `Draws.positions` and `Draws.stats` then are read-only memory maps:
+            only what is looked at is read. `Draws.load(store)` opens it again; so does every reader of zarr's format
+            3, `xarray.open_datatree(store, engine="zarr")` among them. What is there already is refused. With
+            `checkpoint` too, a killed run goes on where its last save was.
 
     Returns:
         `Draws`; read `.ok` and `.problems` before anything else, then `ebm.diagnose(draws)`.
@@ -91,7 +98,7 @@ def sample(
         NonDifferentiableEnergyError: the energy has no gradient.
         ValueError: a count or name is out of range.
         ChainFailedError: `strict=True` and there is a problem.
-        CheckpointError: the checkpoint cannot be written, or is there already.
+        CheckpointError: checkpoint or store cannot be written, or is there already.
 
     Example:
         >>> import jax, ebm_ppl as ebm
@@ -119,9 +126,9 @@ def sample(
     key = check_key(key)
     condition = check_condition(condition, energy.condition_shape, counts["num_chains"])
     mesh = check_mesh(mesh, counts["num_chains"])
-    if checkpoint is not None and jax.process_count() > 1:
+    if (checkpoint is not None or store is not None) and jax.process_count() > 1:
         raise NotImplementedError(
-            "`checkpoint` with several processes; save the draws that every process gets instead."
+            "`checkpoint` or `store` with several processes; save the draws that every process gets instead."
         )
     positions, redraws = starting_positions(
         energy,
@@ -137,6 +144,9 @@ def sample(
     if checkpoint is not None:
         run.checkpoint = Checkpoint(pathlib.Path(checkpoint), run_fingerprint(run))
         run.checkpoint.create()
+    if store is not None:
+        run.store = DrawStore(pathlib.Path(store).absolute(), run.num_samples)
+        run.store.create()
     draws = run.go(progress_bar=progress_bar)
     if draws.problems and strict:
         raise ChainFailedError("; ".join(map(str, draws.problems)), draws)

@@ -15,7 +15,7 @@ import pytest
 
 import ebm_ppl as ebm
 from ebm_ppl._progress import Interruption
-from ebm_ppl.sampling import _checkpoint, _driver, _pace
+from ebm_ppl.sampling import _checkpoint, _driver, _pace, _store
 
 SETTINGS = {"num_chains": 3, "num_warmup": 60, "num_samples": 50, "progress_bar": False}
 
@@ -73,6 +73,29 @@ def test_a_killed_run_goes_on_to_the_same_bits(saves, whole, often, tmp_path, mo
     assert_same(ebm.resume(tmp_path / "run", energy(), progress_bar=False), whole)
     assert_same(ebm.resume(tmp_path / "run", energy(), progress_bar=False), whole)  # complete by now
     assert len(list((tmp_path / "run").glob("state-*.npz"))) <= 2
+
+
+@pytest.mark.parametrize("saves", [20, 75])
+def test_a_killed_run_that_streams_to_disk_goes_on_to_the_same_bits(saves, whole, often, tmp_path, monkeypatch):
+    monkeypatch.setattr(_store, "CHUNK_BYTES", 5 * 8)
+    path, again = tmp_path / "draws.zarr", {"progress_bar": False}
+    with monkeypatch.context() as patch:
+        kill_after(patch, saves)
+        with pytest.raises(Killed):
+            ebm.sample(energy(), key=jax.random.key(5), checkpoint=tmp_path / "run", store=path, **SETTINGS)
+    with pytest.raises(ebm.CheckpointError, match="unfinished"):
+        ebm.Draws.load(path)
+    if saves == 75:  # draws that were saved are verified before the run goes on
+        file = path / "posterior/x/c/0/0/0"
+        content = file.read_bytes()
+        file.write_bytes(bytes([content[0] ^ 1]) + content[1:])
+        with pytest.raises(ebm.CheckpointError, match="damaged"):
+            ebm.resume(tmp_path / "run", energy(), **again)
+        file.write_bytes(content)
+    assert_same(ebm.resume(tmp_path / "run", energy(), **again), whole)
+    assert_same(ebm.resume(tmp_path / "run", energy(), **again), whole)  # complete by now
+    assert_same(ebm.Draws.load(path), whole)
+    assert not list((tmp_path / "run").glob("draws-*"))
 
 
 def test_checkpointing_changes_nothing(whole, tmp_path):
