@@ -60,7 +60,8 @@ class BrokenMALA(AbstractKernel):
                 return (carry[2] == 0) | dropped
 
             false = jnp.zeros((), bool)
-            start = (state, MetropolisInfo(jnp.zeros_like(state.logdensity), false, false), jnp.zeros((), jnp.int32))
+            info = MetropolisInfo(jnp.zeros_like(state.logdensity), false, false, state)
+            start = (state, info, jnp.zeros((), jnp.int32))
             return jax.lax.while_loop(unfinished, attempt, start)[:2]
 
         return blackjax.base.SamplingAlgorithm(lambda x, rng_key=None: evaluate(x), step)
@@ -83,7 +84,7 @@ class BrokenMALA(AbstractKernel):
         nonfinite = is_nonfinite(proposal.logdensity, proposal.logdensity_grad)
         gradient = jnp.where(self._has("stale_gradient"), stale.logdensity_grad, proposal.logdensity_grad)
         new = jax.tree.map(lambda a, b: jnp.where(accepted, a, b), proposal._replace(logdensity_grad=gradient), state)
-        return new, MetropolisInfo(rate, accepted, nonfinite)
+        return new, MetropolisInfo(rate, accepted, nonfinite, proposal)
 
     def stats(self, state, info):
         return one_proposal_stats(info)

@@ -15,6 +15,7 @@ class MetropolisInfo(NamedTuple):
     acceptance_rate: Array
     is_accepted: Array
     nonfinite_proposal: Array
+    proposal: Any = None  # the state proposed, accepted or not: what `diagnostics.detailed_balance` looks at
 
 
 def accept_or_reject(
@@ -24,7 +25,7 @@ def accept_or_reject(
     nonfinite = is_nonfinite(proposal.logdensity, gradient)
     safe_log_ratio: Any = reject_nonfinite(log_ratio, nonfinite)
     new_state, (accepted, rate, _) = static_binomial_sampling(key, safe_log_ratio, state, proposal)
-    return new_state, MetropolisInfo(rate, accepted, nonfinite)
+    return new_state, MetropolisInfo(rate, accepted, nonfinite, proposal)
 
 
 def reject_nonfinite(log_ratio: Array, nonfinite: Array) -> Array:

@@ -1,0 +1,262 @@
+"""Does this kernel leave exp(-E) invariant, and is it reversible? A battery of tests with one verdict."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ebm_ppl._checks import check_condition, check_count, check_key, check_positive
+from ebm_ppl.diagnostics._balance_evidence import Collected, collect, statistical_tests
+from ebm_ppl.diagnostics._balance_report import BalanceReport
+from ebm_ppl.diagnostics._bias import measure_bias
+from ebm_ppl.diagnostics._family import Finding, holm
+from ebm_ppl.diagnostics._gandy_scott import SequentialControl
+from ebm_ppl.diagnostics._proposal_ratios import ratio_of
+from ebm_ppl.diagnostics._ratio_identity import ratio_identity
+from ebm_ppl.diagnostics._references import References, references
+from ebm_ppl.diagnostics._structure import Structure, check_structure
+from ebm_ppl.diagnostics._transitions import Ratio, Target, start
+from ebm_ppl.diagnostics._violation import entropy_bound, violation
+from ebm_ppl.energies import AbstractEnergy
+from ebm_ppl.errors import Problem
+from ebm_ppl.kernels import AbstractKernel
+from ebm_ppl.kernels._base import with_step_size
+
+ADVICE = {
+    "acceptance": "proposals are not accepted as often as the kernel reports: rejections are skipped or left out.",
+    "accepted_flux": "the accepted flow from x to y is not that from y to x: the acceptance ratio does not belong to "
+    "the proposals that are made.",
+    "one_step": "draws from the target are no draws from it after one transition.",
+    "two_sample": "draws from the target are no draws from it after several transitions.",
+    "rank": "the place of an exact draw within its own chain is not uniform: the kernel is not reversible with "
+    "respect to the target.",
+}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Settings:
+    level: float
+    num_steps: int
+    bias_budget: float
+    ratio: Ratio | None
+
+
+def detailed_balance(
+    energy: AbstractEnergy | Any,
+    kernel: AbstractKernel | Any,
+    reference_draws: Any = None,
+    *,
+    key: jax.Array | Any,
+    condition: Any = None,
+    num_pairs: int | Any = 10_000,
+    num_steps: int | Any = 6,
+    level: float | Any = 0.01,
+    max_rounds: int | Any = 1,
+    bias_budget: float | Any = 0.1,
+    log_proposal: Any = None,
+) -> BalanceReport:
+    r"""Test whether a kernel leaves \(p = \exp(-E)/Z\) invariant and whether it is in detailed balance with it.
+
+    Independent chains start from exact draws x_0 of p, so that no test depends on how well the kernel mixes:
+
+    - structure (exact): the step is a function of key and state; `finite` and `moves`; `cached_values`: log density
+      and gradient in the state are the energy's; `memory`: nothing adapts; `replay`: the same again, bit by bit;
+    - ratio (exact to rounding, computed in float64): `ratio_identity`: the reported acceptance is
+      \(\min(1, p(y) q(y, x) / p(x) q(x, y))\), q written independently. For MALA, Barker, RandomWalk, for HMC with the
+      trajectory integrated anew, and for any kernel whose `log_proposal` is given and which shows its proposals
+      (`info.proposal`) and one acceptance rate for them;
+    - invariance: `acceptance` (decisions against reported rates), `accepted_flux`, `one_step` (paired), `two_sample`
+      (Gandy and Scott's algorithm 1, after `num_steps`);
+    - reversibility: `rank` (their algorithm 2; only where the kernel claims to be reversible) and `exchangeability`
+      of (state, next state), momenta included;
+    - `violation`: share of moves that a Metropolis step would have rejected, `entropy_production` in nats per step.
+
+    The statistics are bounded functions of position and energy. Within a test Bonferroni's rule, or randomisation,
+    holds the level over statistics; between tests Holm's rule does. Whatever is not finite fails.
+
+    A kernel without Metropolis step (`adjusted = False`) cannot pass: it is called `unadjusted`, and judged by its
+    `bias`: how far the mean of any of the statistics moves, in standard deviations, once the chains have forgotten
+    their start. The invariance tests are reported, but do not count against it.
+
+    Args:
+        energy: E, in nats.
+        kernel: any `AbstractKernel`, with the step size it is to be used with.
+        reference_draws: independent draws from p `(n, *event_shape)`, or chains `(chain, draw, *event_shape)` or
+            `Draws`, which are thinned to their effective number; None: the energy's own `sample`, or tempered chains
+            where it has none. Half of them start chains, half are compared with.
+        key: one JAX key.
+        condition: the condition of a conditional energy.
+        num_pairs: pairs (x_0, x_1), at least 100.
+        num_steps: transitions of every chain, at least 2.
+        level: the probability that a right kernel fails any test. 1e-5 suits a test that is run daily.
+        max_rounds: more than 1: sequential control (their algorithm 3), up to so many rounds, each with fresh draws,
+            the second and later ones with four times as many. Only a first clear answer ends it: a far smaller
+            `level` at a similar price. 7 is usual. Replaces Holm's rule by Bonferroni's.
+        bias_budget: what the bias of an unadjusted kernel must stay below, in standard deviations.
+        log_proposal: q of a kernel of your own: `"langevin"`, `"barker"`, `"random_walk"` with that kernel's step
+            size, or a function `(logdensity_fn, step_size, start, end) -> log q(start, end)` up to a constant.
+
+    Returns:
+        A `BalanceReport`: `ok`, `verdict`, `problems`, `table`. Problems: NONFINITE_STATE, STUCK_CHAIN, STALE_CACHE,
+        ADAPTATION_ON, NOT_A_FUNCTION, RATIO_IDENTITY, NOT_INVARIANT, NOT_REVERSIBLE (only where the kernel claims to
+        be), BIAS, BIAS_UNRESOLVED, DIVERGED, and what was wrong with tempered reference draws.
+
+    Raises:
+        TypeError: `energy` or `kernel` is none.
+        ValueError: a number is out of range, or there are too few reference draws.
+        KeyArgumentError: `key` is not one JAX key.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, ebm_ppl as ebm
+        >>> energy = ebm.energies.Gaussian(jnp.zeros(1), jnp.eye(1))
+        >>> report = ebm.diagnostics.detailed_balance(energy, ebm.ULA(0.5), key=jax.random.key(0), num_pairs=2000)
+        >>> report.verdict, report.codes
+        ('unadjusted', ('BIAS',))
+        >>> bool(0.06 < report["violation"].statistic < 0.1)          # 0.0792: what MALA rejects at this step size
+        True
+
+    References:
+        Gandy, Scott (2020). Unit testing for MCMC and other Monte Carlo methods. arXiv:2001.06465
+        Besag, Clifford (1989). Generalized Monte Carlo significance tests. Biometrika 76(4), 633-642.
+        doi:10.1093/biomet/76.4.633
+        Geweke (2004). Getting it right: joint distribution tests of posterior simulators. Journal of the American
+        Statistical Association 99(467), 799-804. doi:10.1198/016214504000001132
+        Holm (1979). A simple sequentially rejective multiple test procedure. Scandinavian Journal of Statistics 6(2),
+        65-70.
+    """
+    _check_types(energy, kernel)
+    if not 0 < level < 1:
+        raise ValueError(f"`level` must be between 0 and 1; got {level!r}.")
+    check_positive("bias_budget", bias_budget)
+    num_pairs, num_steps = check_count("num_pairs", num_pairs, 100), check_count("num_steps", num_steps, 2)
+    control = SequentialControl(level, check_count("max_rounds", max_rounds))
+    settings = _Settings(level, num_steps, bias_budget, ratio_of(kernel, log_proposal))
+    key = check_key(key)
+    target = Target(energy, check_condition(condition, energy.condition_shape))
+    while True:
+        round_key = jax.random.fold_in(key, control.round)
+        size = num_pairs * (control.growth if control.round > 1 else 1)
+        drawn = references(
+            energy, reference_draws, size, jax.random.fold_in(round_key, 0), target.condition, control.round
+        )
+        examined = _examine(kernel, target, drawn, round_key, settings)
+        p_values = [finding.p_value for finding in examined.tests if finding.p_value is not None]
+        if max_rounds == 1 or examined.structure.problems or not control.goes_on(p_values):
+            break
+    threshold = None if max_rounds == 1 else control.threshold
+    return _report(kernel, drawn, examined, settings, control.round, threshold)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Examined:
+    structure: Structure
+    identity: tuple[Finding, Problem | None]
+    tests: list[Finding]
+    collected: Collected
+    bound: float
+
+
+def _check_types(energy: Any, kernel: Any) -> None:
+    if not isinstance(energy, AbstractEnergy):
+        raise TypeError(f"`energy` must be an ebm.AbstractEnergy; got {type(energy).__name__}.")
+    if not isinstance(kernel, AbstractKernel):
+        raise TypeError(f"`kernel` must be an ebm.AbstractKernel such as ebm.MALA(); got {type(kernel).__name__}.")
+
+
+def _examine(
+    kernel: AbstractKernel, target: Target, drawn: References, key: jax.Array, settings: _Settings
+) -> _Examined:
+    """One round: everything with a p-value, and everything that is exact."""
+    chain_key, identity_key, seed_key = jax.random.split(key, 3)
+    kernel = with_step_size(kernel, jnp.asarray(kernel.step_size, drawn.start.dtype))
+    ratio = settings.ratio
+    collected = collect(kernel, target, drawn.start, drawn.fresh, chain_key, ratio=ratio, num_steps=settings.num_steps)
+    rng = np.random.default_rng(np.asarray(jax.random.key_data(seed_key)).tolist())
+    tests, bound = statistical_tests(collected.evidence, rng, settings.level)
+    chains = collected.chains
+    states, keys = start(kernel, target, jnp.asarray(drawn.start), chains.keys(0)), chains.keys(1)
+    structure = check_structure(kernel, target, chains, collected.auxiliary, (states, keys, collected.first))
+    identity = ratio_identity(kernel, target, drawn.start, identity_key, ratio)
+    return _Examined(structure, identity, tests, collected, bound)
+
+
+def _report(
+    kernel: AbstractKernel,
+    drawn: References,
+    examined: _Examined,
+    settings: _Settings,
+    num_rounds: int,
+    threshold: float | None,
+) -> BalanceReport:
+    """Rejections, numbers and the verdict."""
+    tests, rejected = _decide(examined.tests, settings.level, threshold)
+    notes = [drawn.note] if drawn.note else []
+    problems = list(examined.structure.problems)
+    problems += [problem for problem in (drawn.problem, examined.identity[1]) if problem is not None]
+    ev = examined.collected.evidence
+    if kernel.adjusted:
+        problems += [
+            Problem("NOT_INVARIANT", f"{t.test}: {ADVICE[t.test]}", value=t.p_value)
+            for t in rejected
+            if t.test in ADVICE and _counts(t, rejected)
+        ]
+        verdict = _verdict(kernel, problems, rejected)
+        if "exchangeability" in {t.test for t in rejected} and kernel.reversible and not problems:
+            problems.append(_not_reversible(rejected))
+        extra = []
+    else:
+        verdict = "broken" if problems else "unadjusted"
+        bias, found, steps = measure_bias(
+            examined.collected.chains,
+            examined.collected.features,
+            ev.before,
+            budget=settings.bias_budget,
+            level=settings.level,
+        )
+        extra, problems = [bias], [*problems, *found]
+        notes.append(f"unadjusted: judged by its bias, measured after {steps} more steps; failed tests are expected.")
+        if examined.collected.diverging and not found:
+            advice = "share of chains from draws of the target that diverged: lower the step size."
+            problems.append(Problem("DIVERGED", advice, value=examined.collected.diverging))
+    lying = ev.accepted if any(t.test == "acceptance" for t in rejected) else None
+    log_ratio = ev.log_ratio if ev.energy_change is None else -ev.energy_change
+    numbers = list(violation(log_ratio, ev.rate, lying))
+    if log_ratio is None:
+        numbers[1] = entropy_bound(examined.bound)
+    findings = (*examined.structure.findings, examined.identity[0], *tests, *extra, *numbers)
+    name = f"{type(kernel).__name__}(step_size={np.asarray(kernel.step_size, float).tolist()!r:.8})"
+    return BalanceReport(
+        verdict, tuple(problems), findings, tuple(notes), name, settings.level, len(ev.before), num_rounds
+    )
+
+
+def _decide(tests: list[Finding], level: float, threshold: float | None) -> tuple[list[Finding], list[Finding]]:
+    """The tests with their verdicts, and those rejected: by Holm's rule, or by the threshold of the last round."""
+    used = [finding for finding in tests if finding.p_value is not None]
+    p_values = np.array([finding.p_value for finding in used])
+    mask = holm(p_values, level) if threshold is None else p_values * len(used) <= threshold
+    failed = {finding.test for finding, fails in zip(used, mask, strict=True) if fails}
+    judged = [dataclasses.replace(t, verdict="FAIL") if t.test in failed else t for t in tests]
+    return judged, [t for t in judged if t.test in failed]
+
+
+def _counts(finding: Finding, rejected: list[Finding]) -> bool:
+    """Whether a rejection speaks against invariance; that of ranks does not if pairs are not exchangeable anyway."""
+    return finding.test != "rank" or "exchangeability" not in {t.test for t in rejected}
+
+
+def _verdict(kernel: AbstractKernel, problems: list[Problem], rejected: list[Finding]) -> str:
+    if problems:
+        return "broken"
+    if any(t.test == "exchangeability" for t in rejected):
+        return "invariant, not reversible"
+    return "reversible" if kernel.reversible else "invariant"
+
+
+def _not_reversible(rejected: list[Finding]) -> Problem:
+    value = next(t.p_value for t in rejected if t.test == "exchangeability")
+    advice = "pairs (state, next state) are not exchangeable, though the kernel claims to be reversible: if that is "
+    advice += "meant so (a Gibbs sweep in fixed order, persistent momenta), declare `reversible = False`."
+    return Problem("NOT_REVERSIBLE", advice, value=value)
