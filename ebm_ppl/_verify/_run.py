@@ -1,6 +1,7 @@
 """Walk the folders, check every objective, kernel and normaliser, and say what failed."""
 
 import dataclasses
+import functools
 import inspect
 import json
 import time
@@ -11,8 +12,9 @@ from typing import Any
 import jax
 from jaxtyping import Array
 
-from ebm_ppl import kernels, objectives
+from ebm_ppl import kernels, normalizers, objectives
 from ebm_ppl._verify._kernels import KERNELS, check_kernel
+from ebm_ppl._verify._normalizers import NORMALIZERS, check_normalizer
 from ebm_ppl._verify._objectives import OBJECTIVES, check_objective
 from ebm_ppl._verify._row import HEADER, Row, critical_value, failure, format_row
 
@@ -62,8 +64,9 @@ class Verification:
 def find_checks() -> dict[str, Check | None]:
     """`folder.Name` of every objective, kernel and normaliser that the folders export, with its check or None."""
     return {
-        **_of_folder(objectives, objectives.AbstractObjective, OBJECTIVES, check_objective),
-        **_of_folder(kernels, kernels.AbstractKernel, KERNELS, check_kernel),
+        **_classes(objectives, objectives.AbstractObjective, OBJECTIVES, check_objective),
+        **_classes(kernels, kernels.AbstractKernel, KERNELS, check_kernel),
+        **_functions(normalizers),
     }
 
 
@@ -108,16 +111,31 @@ def verify(
     return Verification(tuple(rows), limit, dtype, device, time.monotonic() - began)
 
 
-def _of_folder(
-    folder: Any, base: type, settings: dict[str, Callable[[Any], Any]], check: Any
-) -> dict[str, Check | None]:
+def _classes(folder: Any, base: type, settings: dict[str, Callable[[Any], Any]], check: Any) -> dict[str, Check | None]:
     """Concrete classes that the folder exports, under the names by which it does."""
     found: dict[str, Check | None] = {}
     for name, value in _exports(folder):
         if isinstance(value, type) and issubclass(value, base) and not inspect.isabstract(value):
             make = settings.get(name)
-            found[f"{folder.__name__.rpartition('.')[2]}.{name}"] = None if make is None else _bind(check, make, value)
+            found[_path(folder, name)] = None if make is None else _bind(check, make, value)
     return found
+
+
+def _functions(folder: Any) -> dict[str, Check | None]:
+    """Functions that the folder exports: all of them estimate log Z."""
+    found: dict[str, Check | None] = {}
+    for name, value in _exports(folder):
+        if inspect.isfunction(value):
+            found[_path(folder, name)] = functools.partial(_normalizer, name, value) if name in NORMALIZERS else None
+    return found
+
+
+def _normalizer(name: str, function: Any, what: str, key: Array) -> list[Row]:
+    return check_normalizer(what, NORMALIZERS[name], function, key)
+
+
+def _path(folder: Any, name: str) -> str:
+    return f"{folder.__name__.rpartition('.')[2]}.{name}"
 
 
 def _bind(check: Any, make: Callable[[Any], Any], value: Any) -> Check:

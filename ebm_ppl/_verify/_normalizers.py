@@ -1,0 +1,44 @@
+"""Normalisers: log Z of a bent normal law, which is known, within the standard error that each reports."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from ebm_ppl import energies
+from ebm_ppl._verify._row import Row
+
+CURVATURE, SCALE = 0.4, 1.2
+LOG_NORMALIZER = float(np.log(2 * np.pi * SCALE))
+
+type Estimator = Callable[[Any, Any, Array], Any]
+"""`estimator(function, energy, key)`: what the normaliser returns for this energy."""
+
+
+def check_normalizer(what: str, estimator: Estimator, function: Any, key: Array) -> list[Row]:
+    """One estimate and its own standard error."""
+    estimate = estimator(function, energies.Banana(CURVATURE, SCALE), key)
+    return [Row(what, "log Z", LOG_NORMALIZER, float(estimate.value), float(estimate.standard_error))]
+
+
+def _wide() -> energies.Gaussian:
+    return energies.Gaussian(jnp.zeros(2), jnp.diag(jnp.asarray([2.0, 4.0], float)))
+
+
+def _draws(energy: Any, key: Array) -> Array:
+    return energy.sample(jax.random.fold_in(key, 1), (4, 1000))
+
+
+NORMALIZERS: dict[str, Estimator] = {
+    "importance": lambda function, energy, key: function(energy, _wide(), key=key),
+    "annealed_importance": lambda function, energy, key: function(
+        energy, _wide(), key=key, num_temperatures=32, num_samples=256
+    ),
+    "sequential_monte_carlo": lambda function, energy, key: function(
+        energy, _wide(), key=key, num_particles=128, num_runs=40
+    ),
+    "bridge": lambda function, energy, key: function(energy, _draws(energy, key), key=key, progress_bar=False),
+}
