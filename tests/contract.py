@@ -111,8 +111,9 @@ def objective_case(
     off: Callable[[Any], Any],
     *,
     random: bool = True,
+    value: str | None = "loss",
 ) -> ObjectiveCase:
-    """A row of `OBJECTIVES`."""
+    """A row of `OBJECTIVES`; `value` is None where the gradient is not that of the value."""
 
     def call(objective: Any, key: Any, model: Any, batch: Any) -> dict[str, Any]:
         init_key, step_key = jax.random.split(key)
@@ -123,4 +124,4 @@ def objective_case(
     def draw(objective: Any, key: Any) -> tuple[Any, ...]:
         return model(), sample(key, 8)
 
-    return ObjectiveCase(make, draw, call, None, "loss", random, expected_loss, off)
+    return ObjectiveCase(make, draw, call, None, value, random, expected_loss, off)

@@ -83,14 +83,14 @@ class NoiseContrastive(AbstractStatelessObjective):
 
     def init(self, model: Any, batch: Batch, *, key: PRNGKey) -> None:
         """No state; a model without a learned constant and data that the noise does not cover are refused."""
-        _check_constant(model, self_normalized=self.self_normalized)
+        check_constant(model, "NoiseContrastive", self_normalized=self.self_normalized)
         x, _ = self.split_batch(model, batch)
         if not isinstance(x, Tracer):
             check_coverage(Noise(self.noise, x.shape[1:]), x)
 
     def evaluate(self, model: Any, batch: Batch, *, key: PRNGKey) -> tuple[Float[Array, " n"], Metrics]:
         """One loss per datum, with its own `noise_ratio` noise events; accuracy and the learned constant."""
-        _check_constant(model, self_normalized=self.self_normalized)
+        check_constant(model, "NoiseContrastive", self_normalized=self.self_normalized)
         x, condition = self.split_batch(model, batch)
         keys = jax.random.split(key, x.shape[0])
         energy, noise = energy_of(model), Noise(self.noise, x.shape[1:])
@@ -111,11 +111,11 @@ class NoiseContrastive(AbstractStatelessObjective):
         return -energy(x, condition) - noise.log_prob(x) - math.log(self.noise_ratio)
 
 
-def _check_constant(model: Any, *, self_normalized: bool) -> None:
+def check_constant(model: Any, objective: str, *, self_normalized: bool) -> None:
     """Without a free constant the classifier cannot be calibrated: the energy itself is bent to hold log Z."""
     nodes = jax.tree.leaves(model, is_leaf=lambda node: isinstance(node, ShiftedEnergy))
     if not self_normalized and not any(isinstance(node, ShiftedEnergy) for node in nodes):
         raise MissingLogNormalizerError(
-            f"`NoiseContrastive` learns log Z, and {type(model).__name__} has no constant to hold it: pass "
+            f"`{objective}` learns log Z, and {type(model).__name__} has no constant to hold it: pass "
             "ebm.ShiftedEnergy(energy), or self_normalized=True if the energy has its own (an output bias)."
         )

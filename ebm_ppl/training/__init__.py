@@ -6,3 +6,4 @@ from ebm_ppl.training._fit import fit as fit
 from ebm_ppl.training._result import FitResult as FitResult
 from ebm_ppl.training._standard_errors import StandardErrors as StandardErrors
 from ebm_ppl.training._standard_errors import standard_errors as standard_errors
+from ebm_ppl.training._two_players import two_player_optimizer as two_player_optimizer
