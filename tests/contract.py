@@ -103,6 +103,32 @@ class ObjectiveCase(Case):
     off: Callable[[Any], Any]
 
 
+def buffer_case(make: Callable[[], Any]) -> Case:
+    """The row of a replay buffer: draw, refresh some, write back; the reference is the same in NumPy."""
+
+    def call(buffer: Any, key: Any, new: Any, fresh: Any) -> dict[str, Any]:
+        slots = buffer.draw(len(new), key=key)
+        buffer = buffer.refresh(slots, fresh > 0, new)
+        moved = buffer.positions[slots] + 1
+        return {"slots": slots, "moved": moved, **vars(buffer.write(slots, moved, num_steps=3))}
+
+    def reference(buffer: Any, key: Any, new: Any, fresh: Any) -> dict[str, Any]:
+        slots = np.asarray(call(buffer, key, new, fresh)["slots"])
+        assert len(set(slots.tolist())) == len(slots)
+        positions, age, visits = (np.array(part) for part in (buffer.positions, buffer.age, buffer.visits))
+        for slot, row, starts_afresh in zip(slots, np.asarray(new), np.asarray(fresh) > 0, strict=True):
+            positions[slot] = (row if starts_afresh else positions[slot]) + 1
+            age[slot] = (0 if starts_afresh else age[slot]) + 3
+            visits[slot] += 1
+        return {"positions": positions, "age": age, "visits": visits}
+
+    def draw(buffer: Any, key: Any) -> tuple[Any, ...]:
+        new = jax.random.normal(key, (4, *buffer.positions.shape[1:]))
+        return new, new.reshape(4, -1)[:, 0]
+
+    return Case(make, draw, call, reference, None, random=True)
+
+
 def objective_case(
     make: Callable[[], Any],
     model: Callable[[], Any],

@@ -29,7 +29,7 @@ class Noise(NamedTuple):
 
     @property
     def _fixed(self) -> KnownDensity:
-        return KnownDensity(_stop_gradient(self.distribution), self.event_shape)
+        return KnownDensity(stop_gradient(self.distribution), self.event_shape)
 
 
 def check_noise(noise: Any) -> None:
@@ -53,6 +53,7 @@ def _covered(noise: KnownDensity, x: Array) -> Array:
     return jax.vmap(noise.log_prob_in_support)(x) > -jnp.inf
 
 
-def _stop_gradient(tree: Any) -> Any:
+def stop_gradient(tree: Any) -> Any:
+    """The same pytree, through whose floating arrays no gradient flows."""
     arrays, rest = eqx.partition(tree, eqx.is_inexact_array)
     return eqx.combine(jax.tree.map(jax.lax.stop_gradient, arrays), rest)
