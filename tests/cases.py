@@ -12,6 +12,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flowjax.distributions import Normal
 from scipy import stats
 
 import ebm_ppl as ebm
@@ -220,6 +221,15 @@ OBJECTIVES = [
         _normal_data,
         reference.nce_loss(),
         lambda model: eqx.tree_at(lambda m: m.log_normalizer, model, model.log_normalizer + 0.3),
+    ),
+    objective_case(
+        lambda: objectives.FlowContrastive(noise_ratio=2),
+        lambda: (ebm.ShiftedEnergy(_centred(1.0), reference.LOG_2PI / 2), Normal(jnp.zeros(1))),
+        _normal_data,
+        None,
+        lambda model: eqx.tree_at(lambda m: m[0].log_normalizer, model, model[0].log_normalizer + 0.3),
+        random=False,  # where energy and flow agree, no draw tells anything from anything
+        value=None,
     ),
     contrast_case(lambda: objectives.RankingNoiseContrastive(_centred(2.0), num_noise=1), reference.ranking_loss()),
     contrast_case(lambda: objectives.ConditionalNoiseContrastive(0.8), 2 * reference.neighbor_loss(0.8)),

@@ -16,6 +16,7 @@ from ebm_ppl.objectives._finite_difference_score_matching import (
 )
 from ebm_ppl.objectives._fisher_divergence import DivergenceEstimate as DivergenceEstimate
 from ebm_ppl.objectives._fisher_divergence import fisher_divergence as fisher_divergence
+from ebm_ppl.objectives._flow_contrastive import FlowContrastive as FlowContrastive
 from ebm_ppl.objectives._hutchinson_score_matching import HutchinsonScoreMatching as HutchinsonScoreMatching
 from ebm_ppl.objectives._minimum_probability_flow import MinimumProbabilityFlow as MinimumProbabilityFlow
 from ebm_ppl.objectives._multiscale_denoising import (
