@@ -177,7 +177,8 @@ class Run:
             capacity=self._capacity,
             thinning=self.thinning,
         )
-        return jax.tree.map(lambda rows: np.array(to_host(rows)[:count]), (positions, stats))
+        copy = self.store is None  # what is kept must not keep the whole buffer; what is written need not be copied
+        return jax.tree.map(lambda rows: np.array(to_host(rows)[:count], copy=copy or None), (positions, stats))
 
     def _save(self, journey: Journey, *, force: bool = False) -> None:
         if self.store is not None:

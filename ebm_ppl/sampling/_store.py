@@ -218,14 +218,33 @@ class DrawStore:
 
 
 class _Rows:
-    """An array in a file; an index reads what it names and leaves nothing mapped behind."""
+    """An array in a file, indexed by `chain` or `chain(s), slice of draws`.
+
+    Read, not mapped: the system maps far more of a file than is looked at, and all of it counts as memory in use.
+    """
 
     def __init__(self, file: pathlib.Path, entry: dict[str, Any], drawn: int | None = None) -> None:
         self._file, self._entry = file, entry
         self.shape = (entry["shape"][0], entry["shape"][1] if drawn is None else drawn, *entry["shape"][2:])
 
     def __getitem__(self, index: Any) -> np.ndarray:
-        return np.array(_map(self._file, self._entry)[:, : self.shape[1]][index])
+        chains, draws = index if isinstance(index, tuple) else (index, slice(None))
+        start, stop, step = draws.indices(self.shape[1])
+        if isinstance(chains, int):
+            return self._read(chains, start, stop, step)
+        return np.stack([self._read(c, start, stop, step) for c in range(*chains.indices(self.shape[0]))])
+
+    def _read(self, chain: int, start: int, stop: int, step: int) -> np.ndarray:
+        dtype, event_shape = np.dtype(self._entry["dtype"]), self.shape[2:]
+        size = math.prod(event_shape)
+        first, count = chain * self._entry["shape"][1], max(0, stop - start)
+        pieces = [(start, count)] if step == 1 else [(draw, 1) for draw in range(start, stop, step)]
+        with file_errors("read", self._file), open(self._file, "rb") as file:
+            found = []
+            for draw, length in pieces:
+                file.seek((first + draw) * size * dtype.itemsize)
+                found.append(np.fromfile(file, dtype, length * size).reshape(length, *event_shape))
+        return np.concatenate(found) if len(found) != 1 else found[0]
 
 
 def load_store(path: pathlib.Path) -> tuple[DrawStore, dict[str, Any], np.ndarray]:
