@@ -131,7 +131,7 @@ def collect(
     return Collected(evidence, chains, features, leaves, first, diverging)
 
 
-def statistical_tests(evidence: Evidence, rng: np.random.Generator, level: float) -> tuple[list[Finding], float]:
+def statistical_tests(evidence: Evidence, rng: np.random.Generator) -> tuple[list[Finding], float]:
     """Every test with a p-value, in the order of the battery, and the bound on the entropy production."""
     ev = evidence
     log_ratio = ev.change if ev.log_ratio is None else ev.log_ratio

@@ -174,7 +174,7 @@ def _examine(
     ratio = settings.ratio
     collected = collect(kernel, target, drawn.start, drawn.fresh, chain_key, ratio=ratio, num_steps=settings.num_steps)
     rng = np.random.default_rng(np.asarray(jax.random.key_data(seed_key)).tolist())
-    tests, bound = statistical_tests(collected.evidence, rng, settings.level)
+    tests, bound = statistical_tests(collected.evidence, rng)
     chains = collected.chains
     states, keys = start(kernel, target, jnp.asarray(drawn.start), chains.keys(0)), chains.keys(1)
     structure = check_structure(kernel, target, chains, collected.auxiliary, (states, keys, collected.first))

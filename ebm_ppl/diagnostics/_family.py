@@ -7,8 +7,6 @@ import numpy as np
 from jaxtyping import Bool, Float
 from scipy import stats
 
-from ebm_ppl.errors import Problem
-
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
@@ -64,11 +62,3 @@ def holm(p_values: Float[np.ndarray, " test"], level: float) -> Bool[np.ndarray,
             break
         rejected[index] = True
     return rejected
-
-
-@dataclasses.dataclass(frozen=True)
-class Fault:
-    """A deterministic finding that fails, and the problem it is."""
-
-    finding: Finding
-    problem: Problem | None = None

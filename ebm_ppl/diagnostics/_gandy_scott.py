@@ -73,7 +73,7 @@ class SequentialControl:
         self._ratio = self.threshold ** (1 / max_rounds)
         self._max_rounds, self.round = max_rounds, 1
 
-    def goes_on(self, p_values: Sequence[float]) -> bool:
+    def goes_on(self, p_values: Sequence[float] | Float[np.ndarray, " test"]) -> bool:
         """Whether another round is needed; `threshold` is what the last round was, or the next will be, judged by."""
         q = min(p_values, default=1.0) * len(p_values)
         if q <= self.threshold or q > self._ratio + self.threshold or self.round == self._max_rounds:
