@@ -30,6 +30,7 @@ from .errors import CheckpointError as CheckpointError
 from .errors import EbmPplError as EbmPplError
 from .errors import EnergyDtypeError as EnergyDtypeError
 from .errors import EnergyShapeError as EnergyShapeError
+from .errors import InsufficientMemoryError as InsufficientMemoryError
 from .errors import InvalidDataError as InvalidDataError
 from .errors import KeyArgumentError as KeyArgumentError
 from .errors import LogNormalizerError as LogNormalizerError

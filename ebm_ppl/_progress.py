@@ -39,6 +39,11 @@ class Progress:
         if enabled and not self._plain:
             self._bar = tqdm(total=total, desc=label, unit=unit, file=self._stream, dynamic_ncols=True)
 
+    @property
+    def enabled(self) -> bool:
+        """Whether anything is shown."""
+        return self._plain or self._bar is not None
+
     def update(self, count: int, **facts: str) -> None:
         """`count` more units are done; `facts` are shown beside the bar."""
         self._done += count

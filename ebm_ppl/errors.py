@@ -38,6 +38,10 @@ class KeyArgumentError(EbmPplError, TypeError):
     """`key` is missing or is not one JAX key."""
 
 
+class InsufficientMemoryError(EbmPplError, MemoryError):
+    """What was asked for would not fit into memory; said before anything is allocated."""
+
+
 class MissingLogNormalizerError(EbmPplError, ValueError):
     """log Z is needed here (it depends on a latent variable, or densities are compared) and was not given."""
 

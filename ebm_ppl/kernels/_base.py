@@ -40,6 +40,8 @@ class AbstractKernel(eqx.Module):
         uses_gradient: whether the energy must be differentiable.
         num_coordinates: for how many coordinates the kernel is made, where its fields decide that; None: for any
             number. A subclass may make it a field or a property.
+        stated_bias: what is known of the bias of a kernel that is not `adjusted`, as JSON-able facts for
+            `Draws.settings`; None where nothing is. A subclass may make it a property.
     """
 
     step_size: eqx.AbstractVar[float | Float[Array, "..."]]
@@ -48,6 +50,7 @@ class AbstractKernel(eqx.Module):
     reversible: ClassVar[bool] = True
     uses_gradient: ClassVar[bool] = True
     num_coordinates: ClassVar[int | None] = None
+    stated_bias: ClassVar[dict[str, Any] | None] = None
 
     @abc.abstractmethod
     def build(self, logdensity_fn: LogDensityFn) -> blackjax.base.SamplingAlgorithm:

@@ -16,6 +16,7 @@ from ebm_ppl.kernels._base import with_step_size
 from ebm_ppl.sampling._checkpoint import Checkpoint, Piece
 from ebm_ppl.sampling._draws import Draws
 from ebm_ppl.sampling._fingerprint import kernel_fingerprint
+from ebm_ppl.sampling._live import LiveDiagnostics
 from ebm_ppl.sampling._mesh import place_chains, to_host
 from ebm_ppl.sampling._pace import Pace
 from ebm_ppl.sampling._problems import find_problems
@@ -69,6 +70,8 @@ class Run:
     redrawn_starts: int = 0
     checkpoint: Checkpoint | None = None
     store: DrawStore | None = None
+    init_strategy: str = "uniform"
+    unfinished_searches: int = 0
 
     def begin(self) -> Journey:
         """All chains at their starting positions."""
@@ -138,6 +141,7 @@ class Run:
         progress.relabel("sampling")
         pace, done = Pace(), journey.drawn
         nonfinite = sum(int(stats["nonfinite_proposal"].sum()) for _, stats in journey.pieces)
+        live = LiveDiagnostics()
         while done < self.num_samples and not interruption.requested:
             count = min(self.num_samples - done, pace.count, self._capacity)
             with pace.timed(count):
@@ -151,6 +155,9 @@ class Run:
             facts["non-finite"] = str(nonfinite)
             if "acceptance_rate" in stats:
                 facts["acceptance"] = f"{stats['acceptance_rate'].mean():.2f}"
+            if progress.enabled:
+                live.add(piece[0])
+                facts |= live.facts()
             progress.update(count * self.thinning, **facts)
 
     @property
@@ -232,8 +239,10 @@ class Run:
             "key": np.asarray(jax.random.key_data(self.key)).tolist(),
             "device": self._device,
             "seconds": round(seconds, 3),
+            "init_strategy": self.init_strategy,
             "redrawn_starts": self.redrawn_starts,
-        }
+            "unfinished_searches": self.unfinished_searches,
+        } | ({} if self.kernel.stated_bias is None else {"stated_bias": self.kernel.stated_bias})
 
 
 def _int32(value: int) -> Array:

@@ -14,7 +14,7 @@ from ebm_ppl.errors import EnergyShapeError
 
 RADIUS = 2.0  # NumPyro's and Stan's: uniform in [-2, 2] in every coordinate
 MAX_REDRAWS = 10
-POSITIONS = 2**31 + 2  # folded into the run's key, beyond every chain number
+POSITIONS, SEARCHES = 2**31 + 2, 2**31 + 3  # folded into the run's key, beyond every chain number
 
 
 def starting_positions(

@@ -36,7 +36,9 @@ def run_fingerprint(run: Run) -> dict[str, Any]:
         "num_warmup": run.num_warmup,
         "num_samples": run.num_samples,
         "thinning": run.thinning,
+        "init_strategy": run.init_strategy,
         "redrawn_starts": run.redrawn_starts,
+        "unfinished_searches": run.unfinished_searches,
         "dtype": str(run.positions.dtype),
         "event_shape": list(run.positions.shape[1:]),
         "versions": library_versions(),
@@ -121,6 +123,8 @@ def _rebuild(saved: Saved, energy: AbstractEnergy, kernel: AbstractKernel | None
         record["num_samples"],
         record["thinning"],
         record["redrawn_starts"],
+        init_strategy=record["init_strategy"],
+        unfinished_searches=record["unfinished_searches"],
     )
 
 

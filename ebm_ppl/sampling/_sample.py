@@ -17,11 +17,13 @@ from ebm_ppl.kernels._base import with_step_size
 from ebm_ppl.sampling._checkpoint import Checkpoint
 from ebm_ppl.sampling._draws import Draws
 from ebm_ppl.sampling._driver import Run
+from ebm_ppl.sampling._init_strategies import check_init_strategy, improve_starts
 from ebm_ppl.sampling._low_rank import check_precondition
+from ebm_ppl.sampling._memory import check_memory
 from ebm_ppl.sampling._mesh import check_mesh
-from ebm_ppl.sampling._positions import starting_positions
+from ebm_ppl.sampling._positions import SEARCHES, starting_positions
 from ebm_ppl.sampling._resume import run_fingerprint
-from ebm_ppl.sampling._run_chains import chain_target
+from ebm_ppl.sampling._run_chains import chain_keys, chain_target
 from ebm_ppl.sampling._store import DrawStore
 
 
@@ -35,6 +37,7 @@ def sample(
     num_samples: int | Any = 1000,
     thinning: int | Any = 1,
     initial_positions: Any = None,
+    init_strategy: str = "uniform",
     condition: Any = None,
     precondition: str = "diagonal",
     pool_warmup: bool = False,
@@ -66,6 +69,11 @@ def sample(
         thinning: transitions per kept draw, at least 1.
         initial_positions: `(num_chains, *event_shape)`; by default uniform in [-2, 2] in every coordinate, redrawn up
             to ten times where the energy is not finite.
+        init_strategy: where chains start. `"uniform"`: at `initial_positions`. `"optimize"`: L-BFGS (optax) goes from
+            there, each chain by itself, until the root mean square of the gradient is below 0.01, at most 500 steps
+            (`settings["unfinished_searches"]` counts chains that would have needed more); normal noise of standard
+            deviation 0.1 is added. `"pathfinder"`: one draw per chain of the best normal approximation on such a way
+            (BlackJAX's Pathfinder). Both need a gradient, and find the foot of whichever mode they come to first.
         condition: for conditional energies, one `condition_shape` for all chains or `(num_chains, *condition_shape)`.
         precondition: what warm-up learns as change of variables: `"diagonal"` scales; a `"dense"` covariance, for
             strongly correlated targets of up to a few hundred dimensions; `"low_rank"`, scales and at most ten
@@ -97,6 +105,7 @@ def sample(
         NonFiniteEnergyError: energy or gradient is NaN or infinite at a starting position.
         NonDifferentiableEnergyError: the energy has no gradient.
         ValueError: a count or name is out of range.
+        InsufficientMemoryError: a `MemoryError`; the draws or the chains would not fit. Nothing was allocated.
         ChainFailedError: `strict=True` and there is a problem.
         CheckpointError: checkpoint or store cannot be written, or is there already.
 
@@ -113,10 +122,13 @@ def sample(
         Hoffman, Gelman (2014). The no-U-turn sampler (dual averaging). JMLR 15, 1593-1623. arXiv:1111.4246
         Seyboldt, Carlson, Carpenter (2026). Preconditioning Hamiltonian Monte Carlo by minimizing Fisher divergence
         (low rank). arXiv:2603.18845
+        Zhang, Carpenter, Gelman, Vehtari (2022). Pathfinder: parallel quasi-Newton variational inference. JMLR 23(306),
+        1-49. arXiv:2108.03782
         Lao, Cabezas et al. (2024). BlackJAX: composable Bayesian inference in JAX. arXiv:2402.10797
     """
     kernel = MALA() if kernel is None else kernel
     _check_settings(energy, kernel, precondition)
+    check_init_strategy(init_strategy)
     counts: dict[str, Any] = {
         "num_chains": check_count("num_chains", num_chains),
         "num_warmup": check_count("num_warmup", num_warmup, 0),
@@ -124,23 +136,20 @@ def sample(
         "thinning": check_count("thinning", thinning),
     }
     key = check_key(key)
+    check_memory(
+        num_chains=counts["num_chains"], num_samples=counts["num_samples"], event_shape=energy.event_shape,
+        itemsize=jnp.result_type(float).itemsize, precondition=precondition, stored=store is not None,
+    )  # fmt: skip
     condition = check_condition(condition, energy.condition_shape, counts["num_chains"])
     mesh = check_mesh(mesh, counts["num_chains"])
     if (checkpoint is not None or store is not None) and jax.process_count() > 1:
         raise NotImplementedError(
             "`checkpoint` or `store` with several processes; save the draws that every process gets instead."
         )
-    positions, redraws = starting_positions(
-        energy,
-        initial_positions,
-        condition,
-        key=key,
-        num_chains=counts["num_chains"],
-        needs_gradient=kernel.uses_gradient,
-    )
+    positions, facts = _starts(energy, kernel, initial_positions, init_strategy, condition, key, counts["num_chains"])
     kernel = with_step_size(kernel, jnp.asarray(kernel.step_size, positions.dtype))
     target = chain_target(energy, condition, mesh)
-    run = Run(kernel, target, positions, key, precondition, pool_warmup, redrawn_starts=redraws, **counts)
+    run = Run(kernel, target, positions, key, precondition, pool_warmup, **counts, **facts)
     if checkpoint is not None:
         run.checkpoint = Checkpoint(pathlib.Path(checkpoint), run_fingerprint(run))
         run.checkpoint.create()
@@ -152,6 +161,29 @@ def sample(
         raise ChainFailedError("; ".join(map(str, draws.problems)), draws)
     warn_problems(draws.problems, num_chains)
     return draws
+
+
+def _starts(
+    energy: AbstractEnergy,
+    kernel: AbstractKernel,
+    initial_positions: Any,
+    init_strategy: str,
+    condition: Any,
+    key: Array,
+    num_chains: int,
+) -> tuple[Array, dict[str, Any]]:
+    """Where the chains start, and what is to be told of how they got there."""
+    needs_gradient = kernel.uses_gradient or init_strategy != "uniform"
+    positions, redraws = starting_positions(
+        energy, initial_positions, condition, key=key, num_chains=num_chains, needs_gradient=needs_gradient
+    )
+    keys = chain_keys(jax.random.fold_in(key, SEARCHES), num_chains)
+    positions, unfinished = improve_starts(init_strategy, energy, positions, condition, keys)
+    return positions, {
+        "redrawn_starts": redraws,
+        "init_strategy": init_strategy,
+        "unfinished_searches": unfinished,
+    }
 
 
 def _check_settings(energy: object, kernel: object, precondition: object) -> None:
