@@ -41,6 +41,7 @@ from .errors import Problem as Problem
 from .errors import SamplingWarning as SamplingWarning
 from .errors import TrainingDivergedError as TrainingDivergedError
 from .infer import BlackJAXKernel as BlackJAXKernel
+from .infer import ExchangeKernel as ExchangeKernel
 from .kernels import AbstractKernel as AbstractKernel
 from .kernels import Barker as Barker
 from .kernels import HMC as HMC
@@ -50,6 +51,7 @@ from .kernels import NUTS as NUTS
 from .kernels import RandomWalk as RandomWalk
 from .kernels import ULA as ULA
 from .normalizers import LogNormalizerEstimate as LogNormalizerEstimate
+from .normalizers import log_normalizer as log_normalizer
 from .objectives import fisher_divergence as fisher_divergence
 from .sampling import Draws as Draws
 from .sampling import Tempering as Tempering

@@ -124,6 +124,7 @@ KERNELS = [
             reference.from_blackjax(blackjax.adjusted_mclmc, step_size=STEP, num_integration_steps=1)
         ),
     ),
+    kernel_case(kernels.BinaryGibbs, reference.binary_gibbs),
     kernel_case(
         lambda: kernels.EllipticalSlice(energies.Gaussian(jnp.zeros(3), jnp.eye(3))),
         reference.elliptical_slice,
@@ -170,7 +171,15 @@ def score_matching_case(make: Callable[[], Any], *, random: bool = True) -> Obje
     )
 
 
-def contrast_case(make: Callable[[], Any], expected_loss: float) -> ObjectiveCase:
+def _raised(constant: Any, x: Any) -> Any:
+    return constant + jnp.sum(x**2) / 2
+
+
+def _moved(mean: Any, x: Any) -> Any:
+    return jnp.sum((x - mean) ** 2) / 2
+
+
+def contrast_case(make: Callable[[], Any], expected_loss: float, *, random: bool = True) -> ObjectiveCase:
     """A contrast in which log Z cancels: model and data N(0, 1)."""
     return objective_case(
         make,
@@ -178,6 +187,7 @@ def contrast_case(make: Callable[[], Any], expected_loss: float) -> ObjectiveCas
         _normal_data,
         expected_loss,
         lambda model: eqx.tree_at(lambda m: m.whitening, model, model.whitening * 1.2),
+        random=random,
     )
 
 
@@ -238,6 +248,36 @@ OBJECTIVES = [
     contrast_case(lambda: objectives.MinimumProbabilityFlow(0.8), (1 + 0.8**2 / 4) ** -0.5),
     chain_case(lambda: objectives.ContrastiveDivergence(ebm.MALA(0.8))),
     chain_case(lambda: objectives.PersistentContrastiveDivergence(ebm.MALA(0.8), num_particles=6, refresh_rate=0.1)),
+    # 1/2 + 1/2 log 2 pi
+    contrast_case(lambda: objectives.MaximumLikelihood(-9.0, 9.0, 64), 0.5 + reference.LOG_2PI / 2, random=False),
+    # Var(x^2 / 2), at the shift -E x^2/2
+    objective_case(
+        objectives.EnergyMagnitudePenalty,
+        lambda: ebm.FunctionEnergy(_raised, (1,), jnp.asarray(-0.5)),
+        _normal_data,
+        0.5,
+        lambda model: eqx.tree_at(lambda m: m.params, model, model.params + 0.3),
+        random=False,
+    ),
+    objective_case(
+        objectives.GradientPenalty,
+        lambda: ebm.FunctionEnergy(_moved, (1,), jnp.asarray(0.0)),
+        _normal_data,
+        1.0,
+        lambda model: eqx.tree_at(lambda m: m.params, model, model.params + 0.3),
+        random=False,
+    ),
+    # a^2/2 - a + a^2/4: at its minimum, a = 2/3, it is -1/3
+    objective_case(
+        lambda: objectives.SumObjective(
+            objectives.ExactScoreMatching(), objectives.GradientPenalty(), weights=[1.0, 0.25]
+        ),
+        lambda: _centred(1.5),
+        _normal_data,
+        -1 / 3,
+        lambda model: eqx.tree_at(lambda m: m.whitening, model, model.whitening * 1.2),
+        random=False,
+    ),
 ]
 BUFFERS = [buffer_case(lambda: objectives.ReplayBuffer.start(jnp.arange(12.0).reshape(6, 2)))]
 

@@ -97,6 +97,15 @@ def elliptical_slice(key: Any, x: Any) -> dict[str, Any]:
     raise AssertionError("the bracket did not shrink to the current point")
 
 
+def binary_gibbs(key: Any, x: Any) -> dict[str, Any]:
+    """Coordinate after coordinate, -1 or 1 with the odds of the density of `contract.skewed`."""
+    uniform, x = np.asarray(jax.random.uniform(key, x.shape)), np.array(x)
+    for i, u in enumerate(uniform):
+        odds = np.exp(-(1 + np.exp(-1.0)) + (-1 + np.exp(1.0)))
+        x[i] = 1.0 if u < odds / (1 + odds) else -1.0
+    return {"position": x}
+
+
 def nce_loss() -> float:
     """E softplus(-G) + 2 E softplus(G), data N(0, 1), noise N(0, 2), noise_ratio 2, by quadrature."""
 

@@ -40,8 +40,9 @@ def diagnose(
     With very many short chains R-hat exceeds 1.01 however well they mix. It is then judged by whether chains have
     forgotten their start, which many chains show directly: see `notes` of the report.
 
-    Codes: `NONFINITE_DRAW STUCK_CHAIN ZERO_ACCEPTANCE DIVERGED NONFINITE_PROPOSAL TOO_SHORT R_HAT DRIFT ESS_BULK
-    ESS_TAIL E_BFMI POSSIBLY_IMPROPER NONFINITE_ENERGY ENERGY_MISMATCH`, and the sampler's own, such as `INTERRUPTED`.
+    Codes: `NONFINITE_DRAW STUCK_CHAIN ZERO_ACCEPTANCE DIVERGED AUXILIARY_REJECTED AUXILIARY_NOT_MIXED
+    NONFINITE_PROPOSAL TOO_SHORT R_HAT DRIFT ESS_BULK ESS_TAIL E_BFMI POSSIBLY_IMPROPER NONFINITE_ENERGY
+    ENERGY_MISMATCH`, and the sampler's own, such as `INTERRUPTED`.
 
     An unadjusted kernel (ULA) is reported as a note: its bias is set by its step size and invisible to every check
     of mixing.
@@ -102,6 +103,7 @@ def _find(evidence: Evidence, convergence: Agreement) -> list[Problem]:
         *findings.frozen_chains(evidence),
         *findings.zero_acceptance(evidence),
         *findings.divergences(evidence),
+        *findings.auxiliary_chains(evidence),
         *findings.nonfinite_proposals(evidence),
         *findings.too_short(evidence),
         *convergence.problems,

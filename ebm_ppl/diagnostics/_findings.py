@@ -16,6 +16,7 @@ from ebm_ppl.errors import Problem
 MIN_ACCEPTANCE = 1e-3
 MIN_DRAWS, MIN_TOTAL_DRAWS = 10, 400  # below: too short to judge
 MIN_E_BFMI = 0.3
+MAX_AUXILIARY_MEMORY, MAX_AUXILIARY_REJECTED = 0.25, 0.02
 WANDERING = 2.0  # variance of a chain over that of its quarters: 1 when settled, 4 for a random walk
 
 
@@ -83,9 +84,36 @@ def zero_acceptance(evidence: Evidence) -> list[Problem]:
 
 def divergences(evidence: Evidence) -> list[Problem]:
     """DIVERGED: transitions that left the region where the integrator can be trusted."""
+    if evidence.statistic("auxiliary_memory") is not None:
+        return []  # an exchange algorithm: see `auxiliary_chains`
     advice = "{count} of {total} transitions diverged: where the energy curves sharply the draws are missing or "
     advice += "biased. Lower step_size (raise the target acceptance), or reparametrise."
     return _counted(evidence, "diverging", "DIVERGED", advice)
+
+
+def auxiliary_chains(evidence: Evidence) -> list[Problem]:
+    """AUXILIARY_NOT_MIXED, AUXILIARY_REJECTED: the inner chains of an exchange algorithm cannot be trusted."""
+    rates, memory = evidence.statistic("auxiliary_acceptance_rate"), evidence.statistic("auxiliary_memory")
+    if rates is None or memory is None or evidence.num_draws < MIN_DRAWS:
+        return []
+    problems = []
+    rejected = evidence.statistic("diverging")
+    share = 0.0 if rejected is None else float(rejected.mean())
+    if share > MAX_AUXILIARY_REJECTED:
+        advice = (
+            f"{share:.1%} of the proposals were rejected because their inner chains accepted next to nothing: the "
+            "posterior is cut off where that happens. Use more inner steps, or another step_size of the inner kernel."
+        )
+        problems.append(Problem("AUXILIARY_REJECTED", advice, None, share))
+    last = memory[:, -1]
+    if (np.isfinite(rates).any() or np.isfinite(last).any()) and not np.nanmean(last) <= MAX_AUXILIARY_MEMORY:
+        advice = (
+            f"the auxiliary data keep a correlation of {np.nanmean(last):.2f} with the data that they start at: the "
+            "exchange ratio then cancels the likelihood, and the posterior drifts towards the prior. Use more inner "
+            "steps, or a larger step_size of the inner kernel."
+        )
+        problems.append(Problem("AUXILIARY_NOT_MIXED", advice, None, float(np.nanmean(last))))
+    return problems
 
 
 def nonfinite_proposals(evidence: Evidence) -> list[Problem]:

@@ -95,7 +95,7 @@ class BlackJAXKernel(MCMCKernel):
         check_precondition(precondition, kernel)
         self._model, self._potential_fn = model, potential_fn
         self._kernel, self._init_strategy, self._precondition = kernel, init_strategy, precondition
-        self._default_fields = ("z", "potential_energy", *stat_names(kernel))
+        self._default_fields = ("z", "potential_energy", *self._stat_names())
         self._constrained_init = False  # True on the copy that runs inside `Gibbs`
         vars(self).update(UNBUILT)
 
@@ -122,7 +122,7 @@ class BlackJAXKernel(MCMCKernel):
         keys = jax.random.split(rng_key) if single else jnp.swapaxes(jax.vmap(jax.random.split)(rng_key), 0, 1)
         given = init_params is not None
         if self._model is not None:
-            check_model(self._model, *model_args, **(model_kwargs or {}))
+            self._check_model(model_args, model_kwargs or {})
             init_params = self._initialize(keys[1], init_params, model_args, model_kwargs or {})
         elif not given:
             raise ValueError("`init_params` must be given with `potential_fn`.")
@@ -183,6 +183,15 @@ class BlackJAXKernel(MCMCKernel):
             return self.postprocess_fn(model_args, model_kwargs)
         return partial(transform_fn, self._transforms.inv_transforms)
 
+    def _stat_names(self) -> tuple[str, ...]:
+        """What a transition reports; `ExchangeKernel` has statistics of its own."""
+        return stat_names(self._kernel)
+
+    def _check_model(self, args: tuple, kwargs: dict[str, Any]) -> None:
+        """Refuse what this algorithm would get wrong: here, a log Z that varies and is missing."""
+        if self._model is not None:
+            check_model(self._model, *args, **kwargs)
+
     def __getstate__(self) -> dict[str, Any]:
         return vars(self) | UNBUILT
 
@@ -195,6 +204,7 @@ class BlackJAXKernel(MCMCKernel):
             dynamic_args=True,
             model_args=args,
             model_kwargs=kwargs,
+            validate_grad=self._kernel.uses_gradient,
         )
         self._potential_fn_gen, self._postprocess_fn = info.potential_fn, info.postprocess_fn
         self._transforms = _transforms_from_trace(info.model_trace, raise_warnings=False)

@@ -1,5 +1,6 @@
 """One chain of `BlackJAXKernel`, as pure functions: start, step, and re-evaluation under a changed target."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -99,7 +100,7 @@ def start(
 ) -> BlackJAXState:
     """A chain at `z`; with warm-up to come, at a reasonable first step size."""
     flat, unravel = ravel_pytree(z)
-    logdensity_fn = flat_density(potential_fn, unravel)
+    logdensity_fn = FlatDensity(potential_fn, unravel)
     rng_key, start_key, tune_key = jax.random.split(key, 3)
     chain, adaptation = start_chain(kernel, logdensity_fn, flat, start_key, precondition), None
     if num_warmup > 0 and kernel.target_acceptance_rate is not None:
@@ -122,7 +123,7 @@ def start(
 def step(kernel: AbstractKernel, potential_fn: PotentialFn, state: BlackJAXState, schedule: Schedule) -> BlackJAXState:
     """One transition, and during warm-up what is learnt from it."""
     unravel = ravel_pytree(state.z)[1]
-    logdensity_fn = flat_density(potential_fn, unravel)
+    logdensity_fn = FlatDensity(potential_fn, unravel)
     rng_key, step_key, tune_key = jax.random.split(state.rng_key, 3)
     chain, stats = advance_chain(kernel, logdensity_fn, state.chain, step_key)
     warming, adaptation = state.i < state.num_warmup, state.adaptation
@@ -146,16 +147,28 @@ def step(kernel: AbstractKernel, potential_fn: PotentialFn, state: BlackJAXState
 
 def refresh(kernel: AbstractKernel, potential_fn: PotentialFn, state: BlackJAXState) -> BlackJAXState:
     """The same place under another target: BlackJAX's state caches log density and gradient."""
-    logdensity_fn = flat_density(potential_fn, ravel_pytree(state.z)[1])
+    logdensity_fn = FlatDensity(potential_fn, ravel_pytree(state.z)[1])
     chain = state.chain
     algorithm = with_step_size(kernel, chain.step_size).build(Whitened(logdensity_fn, chain.preconditioner))
     inner: Any = algorithm.init(chain.inner.position, jax.random.fold_in(state.rng_key, 0))
     return state._replace(chain=chain._replace(inner=inner), potential_energy=-inner.logdensity)
 
 
-def flat_density(potential_fn: PotentialFn, unravel: Callable[[Array], Any]) -> LogDensityFn:
-    """The log density of all latent values as one vector, which is what kernels and warm-up work on."""
-    return lambda flat: -potential_fn(unravel(flat))
+@dataclasses.dataclass(frozen=True)
+class FlatDensity:
+    """The log density of all latent values as one vector, which is what kernels and warm-up work on.
+
+    Args:
+        potential_fn: the potential energy of the latent values.
+        unravel: the vector -> the latent values.
+    """
+
+    potential_fn: PotentialFn
+    unravel: Callable[[Array], Any]
+
+    def __call__(self, flat: Array) -> Array:
+        """Log density at `flat`."""
+        return -self.potential_fn(self.unravel(flat))
 
 
 def _learn(
