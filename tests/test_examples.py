@@ -18,6 +18,11 @@ from tests.statistics import StatisticalError, assert_iid_mean_close, assert_mea
 
 ROOT = pathlib.Path(__file__).parent.parent
 DEMO = ROOT / "examples" / "01_digits_inpainting.py"
+FAST = {
+    "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # nearly all of a short run is compilation
+}
 
 
 @functools.cache
@@ -35,14 +40,9 @@ def demo():
 @pytest.fixture(scope="module")
 def short_run(tmp_path_factory):
     output = tmp_path_factory.mktemp("demo") / "results"  # does not exist yet
-    settings = {
-        "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # nearly all of a short run is compilation
-    }
     command = [sys.executable, "-W", "error", str(DEMO), "--short", "--output", str(output)]
     run = subprocess.run(
-        command, capture_output=True, text=True, timeout=600, check=False, cwd=ROOT, env=os.environ | settings
+        command, capture_output=True, text=True, timeout=600, check=False, cwd=ROOT, env=os.environ | FAST
     )
     return run, output
 
@@ -65,6 +65,27 @@ def test_the_short_run_leaves_a_figure_and_readable_draws(short_run):
     assert tree["posterior"]["x"].shape == (8, settings.num_samples, 64)
     assert {"lp", "acceptance_rate", "swap_rate", "step_size"} <= set(tree["sample_stats"].data_vars)
     assert tree["observed_data"]["y"].shape == (32,)
+
+
+def test_many_devices_as_two_processes_on_loopback(tmp_path):
+    command = [sys.executable, "-W", "error", str(ROOT / "examples" / "02_many_devices.py"), "--launch", "2"]
+    settings = FAST | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
+    run = subprocess.run(
+        [*command, "--num-samples", "400", "--output", str(tmp_path / "draws.nc")],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+        cwd=ROOT,
+        env=os.environ | settings,
+    )
+    assert run.returncode == 0, run.stderr
+    assert "2 process(es), 2 cpu device(s)" in run.stdout
+    assert "8 chains x 400 draws of shape (2,), MALA, ok" in run.stdout
+    assert run.stdout.count("verdict: ") == 1  # process 0 speaks
+    tree = ebm.diagnostics.load_datatree(tmp_path / "draws.nc")
+    assert_mean_close(tree["posterior"]["x"].values[..., 0] ** 2, 4.0)
+    assert_mean_close(tree["posterior"]["x"].values[..., 1], 0.0)
 
 
 # --- the parts

@@ -17,7 +17,7 @@ from ebm_ppl.sampling._checkpoint import Checkpoint, Piece
 from ebm_ppl.sampling._draws import Draws
 from ebm_ppl.sampling._fingerprint import kernel_fingerprint
 from ebm_ppl.sampling._live import LiveDiagnostics
-from ebm_ppl.sampling._mesh import place_chains, to_host
+from ebm_ppl.sampling._mesh import agreed, place_chains, to_host
 from ebm_ppl.sampling._pace import Pace
 from ebm_ppl.sampling._problems import find_problems
 from ebm_ppl.sampling._run_chains import (
@@ -115,9 +115,9 @@ class Run:
             end += window.num_steps
             slow = window.slow and self._tune and self.precondition != "none"
             while journey.warmed < end:
-                if interruption.requested:
+                count, stop = agreed(min(end - journey.warmed, pace.count), interruption.requested, self.target.mesh)
+                if stop:
                     return
-                count = min(end - journey.warmed, pace.count)
                 with pace.timed(count):
                     first, steps = _int32(journey.warmed), _int32(count)
                     journey.chains, rate = warm_up(
@@ -142,8 +142,11 @@ class Run:
         pace, done = Pace(), journey.drawn
         nonfinite = sum(int(stats["nonfinite_proposal"].sum()) for _, stats in journey.pieces)
         live = LiveDiagnostics()
-        while done < self.num_samples and not interruption.requested:
-            count = min(self.num_samples - done, pace.count, self._capacity)
+        while done < self.num_samples:
+            most = min(self.num_samples - done, pace.count, self._capacity)
+            count, stop = agreed(most, interruption.requested, self.target.mesh)
+            if stop:
+                break
             with pace.timed(count):
                 piece = self._chunk(journey, keys, done, count)
             journey.pieces.append(piece)

@@ -47,6 +47,17 @@ def place_chains(array: Array, mesh: Mesh | None) -> Array:
     return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 
 
+def agreed(count: int, stop: bool, mesh: Mesh | None) -> tuple[int, bool]:  # noqa: FBT001
+    """The same number of steps on every process of a mesh, and whether any of them wants to stop.
+
+    Each process times its own chunks and hears its own Ctrl-C; but all must run the same programs.
+    """
+    if mesh is None or len({device.process_index for device in mesh.devices.flat}) == 1:
+        return count, stop
+    told = multihost_utils.process_allgather(np.array([count, stop], np.int32))
+    return int(told[:, 0].min()), bool(told[:, 1].any())
+
+
 def to_host(array: Array) -> np.ndarray:
     """A whole array as NumPy, also where other processes hold parts of it."""
     if array.is_fully_addressable:

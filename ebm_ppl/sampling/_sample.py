@@ -86,7 +86,8 @@ def sample(
         strict: raise `ChainFailedError` (carrying the draws) instead of warning when there is a problem.
         mesh: a `jax.sharding.Mesh`: the chains are spread over all its devices, on one host or, after
             `jax.distributed.initialize`, on several (every process then makes the same call and gets all draws).
-            The draws do not depend on the layout, up to rounding.
+            The draws do not depend on the layout, up to rounding; for elementwise energies not at all under
+            `XLA_FLAGS=--xla_cpu_max_isa=AVX`.
         checkpoint: a directory to save the run to, about once a second; after a crash `ebm.resume(checkpoint, energy)`
             finishes it to the same bits. One that holds a run already is refused.
         store: a directory, `"draws.zarr"`, that draws and statistics are streamed to, so that memory holds one chunk
