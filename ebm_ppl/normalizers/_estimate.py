@@ -96,7 +96,7 @@ class LogNormalizerEstimate:
                 if problem.condition in (None, position)
             ),
             bounds=None if self.bounds is None else (pick(self.bounds[0]), pick(self.bounds[1])),
-            parts=tuple(part[index] for part in self.parts),
+            parts=tuple(part if np.ndim(part.value) == 0 else part[index] for part in self.parts),
         )
 
     def __repr__(self) -> str:

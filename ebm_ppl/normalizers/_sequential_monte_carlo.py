@@ -6,7 +6,6 @@ import equinox as eqx
 import jax
 import numpy as np
 from jaxtyping import Array
-from scipy.special import logsumexp
 
 from ebm_ppl._checks import check_count
 from ebm_ppl.energies import AbstractEnergy
@@ -16,7 +15,7 @@ from ebm_ppl.normalizers._estimate import LogNormalizerEstimate, finish
 from ebm_ppl.normalizers._inputs import check_base, check_fraction, check_rows
 from ebm_ppl.normalizers._path import AnnealingPath, Mover, check_mover
 from ebm_ppl.normalizers._tempered_smc import MAX_LEVELS, SMCRun, run_tempered_smc
-from ebm_ppl.normalizers._weights import nonfinite_problems, rounding_error
+from ebm_ppl.normalizers._weights import log_sum, nonfinite_problems, rounding_error
 
 LARGE_SPREAD = 0.7  # of log Z between clouds, nats: beyond it their mean is carried by one or two of them
 
@@ -146,7 +145,7 @@ def estimate_from_runs(runs: SMCRun) -> LogNormalizerEstimate:
 def _log_mean_and_error(logs: np.ndarray) -> tuple[float, float]:
     """Log of the mean of exp(logs), and its standard error by the delta method."""
     logs = logs.astype(np.float64)
-    mean = float(logsumexp(logs) - np.log(len(logs)))
+    mean = float(log_sum(logs) - np.log(len(logs)))
     if not np.isfinite(mean):
         return mean, np.nan
     return mean, float(np.exp(logs - mean).std(ddof=1) / np.sqrt(len(logs)))

@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from blackjax.smc import adaptive_tempered, resampling
-from blackjax.smc.ess import ess
 from jaxtyping import Array, Float
 
 from ebm_ppl._types import PRNGKey
@@ -29,7 +28,7 @@ class SMCRun(NamedTuple):
 
 
 class _State(NamedTuple):
-    smc: adaptive_tempered.tempered.TemperedSMCState
+    smc: Any  # BlackJAX's TemperedSMCState
     step_size: Array
     log_normalizer: Array
     level: Array
@@ -98,7 +97,7 @@ def run_tempered_smc(
         end.betas,
         end.step_sizes,
         end.scales,
-        ess(jnp.log(end.smc.weights)),
+        1 / jnp.sum(end.smc.weights**2),
     )
 
 

@@ -3,12 +3,20 @@
 import dataclasses
 
 import numpy as np
-from scipy.special import logsumexp
 
 from ebm_ppl.errors import Problem
 
 MIN_TAIL = 5  # weights in the tail below which no shape can be fitted
 FEW = 20  # effective draws below which a standard error means nothing
+
+
+def log_sum(logs: np.ndarray) -> float:
+    """Log of the sum of exponentials, in double precision."""
+    logs = np.asarray(logs, np.float64)
+    top = float(np.max(logs))
+    if not np.isfinite(top):
+        return top
+    return top + float(np.log(np.exp(logs - top).sum()))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,12 +35,12 @@ def weighted_mean(log_weights: np.ndarray, dtype: np.dtype, *, smooth: bool) -> 
     smoothed, khat = pareto_smoothed(raw)
     used = smoothed if smooth else raw
     n = len(used)
-    log_sum = logsumexp(used)
-    if not np.isfinite(log_sum):
-        return WeightedMean(float(log_sum - np.log(n)), np.nan, 0.0, khat)
-    effective = float(np.exp(2 * log_sum - logsumexp(2 * used)))
+    total = log_sum(used)
+    if not np.isfinite(total):
+        return WeightedMean(float(total - np.log(n)), np.nan, 0.0, khat)
+    effective = float(np.exp(2 * total - log_sum(2 * used)))
     relative_variance = max(0.0, n / effective - 1) / (n - 1)
-    log_mean = float(log_sum - np.log(n))
+    log_mean = float(total - np.log(n))
     rounding = rounding_error(dtype, raw[np.isfinite(raw)])
     return WeightedMean(log_mean, float(np.hypot(np.sqrt(relative_variance), rounding)), effective, khat)
 
@@ -91,7 +99,7 @@ def fit_generalized_pareto(excess: np.ndarray) -> tuple[float, float]:
     grid = grid / (3 * quartile) + 1 / excess[-1]
     shapes = np.log1p(-grid[:, None] * excess).mean(axis=1)
     profile = n * (np.log(-grid / shapes) - shapes - 1)
-    posterior = np.exp(profile - logsumexp(profile))
+    posterior = np.exp(profile - log_sum(profile))
     slope = float(np.sum(grid * posterior))
     shape = float(np.log1p(-slope * excess).mean())
     return (n * shape + 10 * 0.5) / (n + 10), -shape / slope
