@@ -18,7 +18,16 @@ from scipy import stats
 import ebm_ppl as ebm
 from ebm_ppl import energies, kernels, objectives
 from tests import references as reference
-from tests.contract import STEP, ObjectiveCase, buffer_case, energy_case, kernel_case, objective_case
+from tests.contract import (
+    DATA_SUM,
+    DATA_TARGET,
+    STEP,
+    ObjectiveCase,
+    buffer_case,
+    energy_case,
+    kernel_case,
+    objective_case,
+)
 
 
 def _quadratic(params: Any, x: Any, condition: Any) -> Any:
@@ -51,6 +60,10 @@ ENERGIES = [
     energy_case(
         lambda: ebm.SumEnergy(ebm.FunctionEnergy(_quartic, (2,)), _gaussian()),
         lambda energy, x, y: np.sum(x**4 - x) + reference.gaussian_formula(energy, x, y),
+    ),
+    energy_case(
+        lambda: DATA_SUM,
+        lambda energy, x, y: np.sum(x + np.exp(-x)) + np.sum((x - np.asarray(DATA_SUM.data)) ** 2) / 2,
     ),
     energy_case(
         lambda: ebm.TemperedEnergy(_gaussian(), 0.25),
@@ -124,7 +137,17 @@ KERNELS = [
             reference.from_blackjax(blackjax.adjusted_mclmc, step_size=STEP, num_integration_steps=1)
         ),
     ),
-    kernel_case(kernels.BinaryGibbs, reference.binary_gibbs),
+    kernel_case(kernels.BinaryGibbs, reference.binary_gibbs, random=False),  # two keys may agree on three coins
+    kernel_case(
+        lambda: kernels.AnnealedLangevin([0.5, 1.0], STEP, over="inverse_temperature", num_steps=1),
+        reference.annealed_langevin,
+    ),
+    kernel_case(lambda: kernels.SGLD(STEP, batch_size=2), reference.stochastic_langevin, DATA_TARGET),
+    kernel_case(
+        lambda: kernels.SGHMC(STEP, friction=0.5, num_integration_steps=3, batch_size=2),
+        reference.stochastic_hamiltonian,
+        DATA_TARGET,
+    ),
     kernel_case(
         lambda: kernels.EllipticalSlice(energies.Gaussian(jnp.zeros(3), jnp.eye(3))),
         reference.elliptical_slice,

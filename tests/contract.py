@@ -71,11 +71,23 @@ TARGET = ebm.log_density(ebm.FunctionEnergy(skewed, (3,)))
 STEP = 0.3
 
 
-def kernel_case(make: Callable[[], Any], theirs: Callable[..., dict[str, Any]]) -> Case:
+def square_distance(x: Any, y: Any) -> Any:
+    """The term of one datum in a sum over data."""
+    return jnp.sum((x - y) ** 2) / 2
+
+
+DATA = np.array([[1.0, 0.0, 2.0], [0.5, -1.0, 0.0], [3.0, 1.0, 1.0], [-2.0, 0.0, 0.5], [0.0, 1.0, -1.0]], np.float32)
+DATA_SUM = energies.DataSumEnergy(
+    ebm.FunctionEnergy(skewed, (3,)), ebm.FunctionEnergy(square_distance, (3,), condition_shape=(3,)), DATA
+)
+DATA_TARGET = ebm.log_density(DATA_SUM)
+
+
+def kernel_case(make: Callable[[], Any], theirs: Callable[..., dict[str, Any]], target: Any = TARGET) -> Case:
     """A row of `KERNELS`; `theirs(key, x)` is the same transition by other means."""
 
     def call(kernel: Any, key: Any, x: Any) -> dict[str, Any]:
-        algorithm = kernel.build(TARGET)
+        algorithm = kernel.build(target)
         state, info = algorithm.step(key, algorithm.init(x, key))
         return {"position": state.position, "logdensity": state.logdensity, **kernel.stats(state, info)}
 
@@ -85,7 +97,7 @@ def kernel_case(make: Callable[[], Any], theirs: Callable[..., dict[str, Any]]) 
         call,
         lambda _, key, x: theirs(key, x),
         None,
-        random=True,
+        random=random,
     )
 
 
