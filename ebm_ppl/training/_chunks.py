@@ -1,5 +1,6 @@
 """The host side of the training loop: about a second of device work at a time, and what happens in between."""
 
+import dataclasses
 import time
 import warnings
 from collections.abc import Callable
@@ -10,9 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from ebm_ppl._progress import Interruption, Progress, deferred_interrupt
-from ebm_ppl.errors import Problem
+from ebm_ppl.errors import CheckpointError, Problem
+from ebm_ppl.training._checkpoint import TrainingCheckpoint
 from ebm_ppl.training._loop import MAX_CHUNK, Chunk, Setup, TrainState, advance, term_names
+from ebm_ppl.training._metric_problems import metric_problems
 from ebm_ppl.training._result import FitResult
+from ebm_ppl.training._stream import Stream, advance_along
 
 SMOOTHING = 100  # steps over which the loss that is shown is averaged
 
@@ -20,59 +24,149 @@ type Callback = Callable[[int, Any, dict[str, np.ndarray]], object]
 """`callback(step, model, metrics)`: steps taken, the model as it would be returned now, metrics since the last call."""
 
 
-def run_chunks(
-    setup: Setup, state: TrainState, settings: dict[str, Any], callbacks: tuple[Callback, ...], *, progress_bar: bool
-) -> FitResult:
-    """Advance `state` to `settings["num_steps"]`, or to where it diverges or is interrupted."""
+@dataclasses.dataclass
+class Course:
+    """One call of `fit`: what stays the same, and where it stands."""
+
+    setup: Setup
+    settings: dict[str, Any]
+    callbacks: tuple[Callback, ...]
+    state: TrainState
+    history: dict[str, list[np.ndarray]] = dataclasses.field(default_factory=dict)
+    stream: Stream | None = None
+    checkpoint: TrainingCheckpoint | None = None
+    unsaved: tuple[Problem, ...] = ()
+
+    @property
+    def model(self) -> Any:
+        """As it would be returned now: best by validation, else averaged, else current."""
+        state = self.state
+        if state.best is not None and int(state.best.step) > 0:
+            return eqx.combine(state.best.params, self.setup.static)
+        return eqx.combine(state.params if state.average is None else state.average, self.setup.static)
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether patience has run out."""
+        validation, best = self.setup.validation, self.state.best
+        return validation is not None and best is not None and int(best.failures) >= int(validation.patience)
+
+    def save(self, *, force: bool = False) -> None:
+        """Write the checkpoint, if there is one and it is time to; what went wrong is kept for the result."""
+        if self.checkpoint is None or not (force or self.checkpoint.due):
+            return
+        try:
+            self.checkpoint.save(self.state, self.history)
+            self.unsaved = ()
+        except CheckpointError as error:
+            advice = f"the last checkpoint could not be written, the one before it is untouched: {error}"
+            self.unsaved = (Problem("CHECKPOINT_FAILED", advice, value=int(self.state.step)),)
+
+
+def run_chunks(course: Course, *, progress_bar: bool) -> FitResult:
+    """Advance to `settings["num_steps"]`, or to where it ends before."""
     began = time.monotonic()
-    history: dict[str, list[np.ndarray]] = {}
-    progress = Progress(settings["num_steps"], "fit", enabled=progress_bar)
+    progress = Progress(course.settings["num_steps"], "fit", enabled=progress_bar)
     try:
         with deferred_interrupt() as interruption:
-            state, problems = _run(setup, state, settings, callbacks, history, progress, interruption)
+            problems = _run(course, progress, interruption)
+            course.save(force=True)
     finally:
         progress.close()
-    return FitResult(
-        model=_model(state, setup),
-        last_model=eqx.combine(state.params, setup.static),
-        opt_state=state.opt_state,
-        objective_state=state.objective_state,
-        metrics={name: np.concatenate(values) for name, values in history.items()},
-        problems=problems,
-        settings=settings | {"seconds": time.monotonic() - began},
-    )
+        if course.stream is not None:
+            course.stream.close()
+    return _result(course, problems, time.monotonic() - began)
 
 
-def _run(
-    setup: Setup,
-    state: TrainState,
-    settings: dict[str, Any],
-    callbacks: tuple[Callback, ...],
-    history: dict[str, list[np.ndarray]],
-    progress: Progress,
-    interruption: Interruption,
-) -> tuple[TrainState, tuple[Problem, ...]]:
-    """Chunk after chunk until done or stopped; metrics are appended to `history`."""
-    step, length, num_steps = 0, 1, settings["num_steps"]
+def _run(course: Course, progress: Progress, interruption: Interruption) -> tuple[Problem, ...]:
+    """Chunk after chunk until done or stopped; metrics are appended to the history."""
+    step, length, num_steps = int(course.state.step), 1, course.settings["num_steps"]
+    if step:
+        progress.update(step)
     silenced: set[int] = set()
-    while step < num_steps:
+    while step < num_steps and not course.exhausted:
         began = time.monotonic()
-        stop = jnp.asarray(min(num_steps, step + length), jnp.int32)
-        chunk = advance(setup, state, stop, batch_size=settings["batch_size"])
-        state, taken = chunk.state, int(chunk.state.step) - step
+        chunk, ended = _advance(course, min(num_steps, step + length))
+        if chunk is None:
+            return ended
+        course.state, taken = chunk.state, int(chunk.state.step) - step
         length = _next_length(length, time.monotonic() - began)
         step += taken
         records = {name: np.asarray(values) for name, values in chunk.records.items()}
         metrics = {name: values[:taken] for name, values in records.items()}
         for name, values in sorted(metrics.items(), key=lambda item: item[0] != "loss"):
-            history.setdefault(name, []).append(values)
-        _report(callbacks, silenced, step, _model(state, setup), metrics)
-        progress.update(taken, loss=_smoothed(history["loss"]))
+            course.history.setdefault(name, []).append(values)
+        course.save()
+        if "validation_loss" in metrics:
+            metrics["validation_loss"] = metrics["validation_loss"][_due(course, step, taken)]
+        _report(course.callbacks, silenced, step, course.model, metrics)
+        progress.update(taken, **_facts(course))
         if not np.all(chunk.finite):
-            return state, (_diverged(chunk, step, float(records["loss"][taken])),)
+            return (_diverged(chunk, step, float(records["loss"][taken])),)
+        if ended:
+            return ended
         if interruption.requested and step < num_steps:
-            return state, (_interrupted(step, num_steps),)
-    return state, ()
+            return (_interrupted(step, num_steps),)
+    return ()
+
+
+def _advance(course: Course, stop: int) -> tuple[Chunk | None, tuple[Problem, ...]]:
+    """The next chunk, None where not even one batch came, and why no more will follow."""
+    end = jnp.asarray(stop, jnp.int32)
+    if course.stream is None:
+        return advance(course.setup, course.state, end, batch_size=course.settings["batch_size"]), ()
+    return advance_along(course.stream, course.setup, course.state, end)
+
+
+def _due(course: Course, step: int, taken: int) -> np.ndarray:
+    """Which of the last `taken` steps before and with `step` were validated."""
+    validation = course.setup.validation
+    every = 1 if validation is None else int(validation.every)
+    return np.arange(step - taken + 1, step + 1) % every == 0
+
+
+def _facts(course: Course) -> dict[str, str]:
+    facts = {"loss": _smoothed(course.history["loss"])}
+    best = course.state.best
+    if best is not None and int(best.step) > 0:
+        facts["validation"] = f"{float(best.loss):.4g} at {int(best.step)}"
+    return facts
+
+
+def _result(course: Course, problems: tuple[Problem, ...], seconds: float) -> FitResult:
+    state = course.state
+    metrics = {name: np.concatenate(values) for name, values in course.history.items()}
+    step = int(state.step)
+    validation, best_step = {}, None
+    if "validation_loss" in metrics:
+        due = _due(course, step, step)
+        validation = {"step": np.flatnonzero(due) + 1, "loss": metrics.pop("validation_loss")[due]}
+        problems += _bad_validation(validation)
+        best_step = int(state.best.step) or None if state.best is not None else None
+    return FitResult(
+        model=course.model,
+        last_model=eqx.combine(state.params, course.setup.static),
+        opt_state=state.opt_state,
+        objective_state=state.objective_state,
+        metrics=metrics,
+        problems=problems + course.unsaved + metric_problems(metrics),
+        settings=course.settings | {"seconds": seconds},
+        validation=validation,
+        best_step=best_step,
+        stopped_early=course.exhausted and step < course.settings["num_steps"],
+    )
+
+
+def _bad_validation(validation: dict[str, np.ndarray]) -> tuple[Problem, ...]:
+    bad = ~np.isfinite(validation["loss"])
+    if not bad.any():
+        return ()
+    first = int(np.argmax(bad))
+    advice = (
+        f"{bad.sum()} of {bad.size} validations were not finite, the first at step {validation['step'][first]}, and "
+        "counted as no improvement: look at the energy where the held-out data are."
+    )
+    return (Problem("VALIDATION_NOT_FINITE", advice, value=float(validation["loss"][first])),)
 
 
 def _next_length(length: int, seconds: float) -> int:
@@ -80,11 +174,6 @@ def _next_length(length: int, seconds: float) -> int:
     if seconds < 0.5:
         return min(2 * length, MAX_CHUNK)
     return max(1, length // 2) if seconds > 2 else length
-
-
-def _model(state: TrainState, setup: Setup) -> Any:
-    """The averaged model once there is an average, else the current one."""
-    return eqx.combine(state.params if state.average is None else state.average, setup.static)
 
 
 def _report(

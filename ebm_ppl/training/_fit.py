@@ -1,6 +1,8 @@
 """`fit`: the optimisation loop, seen from the host."""
 
 import dataclasses
+import os
+import pathlib
 from collections.abc import Iterable
 from typing import Any
 
@@ -10,12 +12,25 @@ import numpy as np
 import optax
 
 from ebm_ppl._checks import check_count, check_key
-from ebm_ppl.errors import TrainingDivergedError, warn_problems
+from ebm_ppl.errors import CheckpointError, TrainingDivergedError, warn_problems
 from ebm_ppl.objectives import AbstractObjective
-from ebm_ppl.training._chunks import Callback, run_chunks
-from ebm_ppl.training._inputs import check_batch, partition
+from ebm_ppl.training._checkpoint import (
+    TrainingCheckpoint,
+    has_checkpoint,
+    library_versions,
+    load_training,
+    refuse_differences,
+    restore,
+)
+from ebm_ppl.training._chunks import Callback, Course, run_chunks
+from ebm_ppl.training._fingerprint import arrays_fingerprint, describe, tree_fingerprint
+from ebm_ppl.training._inputs import partition
 from ebm_ppl.training._loop import Setup, start
+from ebm_ppl.training._material import Material, gather, make_validation
+from ebm_ppl.training._mesh import replicate
 from ebm_ppl.training._result import FitResult
+from ebm_ppl.training._stream import StreamEndedError
+from ebm_ppl.training._validation import check_validation
 
 DEFAULT_OPTIMIZER = optax.adam(1e-3)  # one object: a new one, even if equal, would be compiled anew
 
@@ -32,6 +47,12 @@ def fit(
     condition: Any = None,
     trainable: Any = None,
     ema_decay: float | None = None,
+    validation: Any = None,
+    validate_every: int | Any | None = None,
+    validation_objective: AbstractObjective | None = None,
+    patience: int | Any | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    mesh: Any = None,
     callbacks: Iterable[Callback] = (),
     progress_bar: bool = True,
     strict: bool = False,
@@ -49,18 +70,39 @@ def fit(
 
     Args:
         model: an energy, or a pytree that holds one; its floating arrays are trained.
-        data: floating array `(n, *event_shape)`.
+        data: floating array `(n, *event_shape)`; or, where that is larger than memory, any iterable of batches: arrays
+            `(rows, *event_shape)` or pairs `(data, condition)`, shuffled by whoever made them. The next batch is
+            fetched, checked and moved while the device works on this one, in a thread, so one more may be taken than
+            is used. An iterable that can be gone through again starts again when it ends; a generator or other
+            iterator that ends, ends training, with the problem `DATA_EXHAUSTED`. Every new number of rows compiles
+            once. Lists count as arrays.
         objective: what to minimise, e.g. `ebm.objectives.DenoisingScoreMatching(0.1)`.
         key: a JAX key; the same key gives the same result.
         optimizer: any optax gradient transformation; `optax.adam(1e-3)` by default. Clipping, schedules, weight decay
-            and skipping of bad steps (`optax.apply_if_finite`) are its business: nothing of that kind is built in.
+            and skipping of bad steps (`optax.apply_if_finite`) are its business: nothing of that kind is built in. To
+            clip: `optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-3))`.
         num_steps: number of gradient steps.
-        batch_size: events per step, at most n; min(n, 256) by default.
+        batch_size: events per step, at most n; min(n, 256) by default. Not for iterables, whose batches have a size.
         condition: floating array `(n, *condition_shape)` for a conditional energy, row i belonging to data row i.
         trainable: which leaves to train: a callable leaf -> bool, or a pytree of bools that is a prefix of `model`
             (as for `eqx.partition`). By default all floating arrays.
         ema_decay: if given, `result.model` is the exponential average of the iterates, in (0, 1), e.g. 0.999; weights
             are normalised, so that the start of training is not favoured.
+        validation: held-out data: a fraction of `data` such as 0.1, drawn at random by `key`; or data of their own, an
+            array or `(data, condition)`. The objective is evaluated on them every `validate_every` steps, with the same
+            random numbers every time, for the averaged parameters where there are such; `result.model` is then the one
+            of lowest value (`result.best_step`), and `result.validation` holds all values.
+        validate_every: steps between two validations; one epoch by default. Needed where `data` is an iterable.
+        validation_objective: another objective to judge by: needed where values of `objective` do not compare
+            (contrastive divergence, games).
+        patience: end training once this many validations in a row were no improvement on the best.
+        checkpoint: directory to save to, about once a second (less often where that would cost more than 5 % of the
+            time). **The same call goes on** from what is saved there, after a kill, Ctrl-C or a power cut, and returns
+            bit for bit what an undisturbed one does, on the same machine and versions; a larger `num_steps` prolongs a
+            finished run. Anything else that differs is refused by name. Iterables must give the same batches again:
+            those used before are passed over. Nothing is executed from the files.
+        mesh: a `jax.sharding.Mesh`: every batch is spread over its devices, parameters, optimiser state and data in
+            memory are on each. The result is that of one device up to rounding.
         callbacks: each called as `callback(step, model, metrics)`, about once a second (sooner at the start). An
             exception in one is reported as a warning, once, and training goes on.
         progress_bar: show steps done and the mean loss of the last 100 steps.
@@ -69,15 +111,18 @@ def fit(
     Returns:
         A `FitResult`. If loss, gradient or parameters become non-finite, training ends there: `result.model` is the
         last good one, `result.ok` is False, and the problem `TRAINING_DIVERGED` names step and term. After
-        Ctrl-C the result so far is returned with the problem `INTERRUPTED`; a second Ctrl-C raises.
+        Ctrl-C the result so far is returned with the problem `INTERRUPTED`; a second Ctrl-C raises. A batch of an
+        iterable that cannot be used ends training too, `DATA_FAILED`; a full disk does not, `CHECKPOINT_FAILED`.
 
     Raises:
+        CheckpointError: if `checkpoint` holds another run (what differs is named), is damaged beyond its last two
+            versions, or cannot be written to at the start.
         InvalidDataError: if data or condition are empty or not finite (count and first index are named).
         EnergyShapeError: if data or condition have not the shapes that the energy declares.
         EnergyDtypeError: if data or condition are not floating-point.
         NonDifferentiableEnergyError: if JAX cannot trace the energy (it calls NumPy, or needs values in Python).
         KeyArgumentError: if `key` is not one JAX key.
-        ValueError: if a setting is out of range, or nothing is trainable.
+        ValueError: if a setting is out of range, nothing is trainable, or values that do not compare are validated.
         TypeError: if `model` holds no energy, or `objective` or `optimizer` is not one.
         TrainingDivergedError: with `strict=True`; carries the result.
 
@@ -93,35 +138,86 @@ def fit(
     key = check_key(key)
     num_steps = check_count("num_steps", num_steps)
     _check_arguments(objective, optimizer, ema_decay)
-    batch = check_batch(model, objective, data, condition)
-    num_data = jax.tree.leaves(batch)[0].shape[0]
-    batch_size = min(num_data, 256) if batch_size is None else check_count("batch_size", batch_size)
-    if batch_size > num_data:
-        raise ValueError(f"`batch_size` must be at most the number of data, {num_data}; got {batch_size}.")
+    judge = objective if validation_objective is None else validation_objective
+    every, patience = check_validation(validation, judge, validate_every, patience)
+    init_key, shuffle_key, step_key, split_key, validation_key = jax.random.split(key, 5)
+    material = gather(
+        model, objective, data, condition, validation=validation, batch_size=batch_size, mesh=mesh, key=split_key
+    )
+    validating = make_validation(model, judge, material, every, patience, validation_key)
     params, static = partition(model, trainable)
-
-    init_key, shuffle_key, step_key = jax.random.split(key, 3)
-    objective_state = objective.init(model, batch, key=init_key)
+    objective_state = objective.init(model, material.batch, key=init_key)
     decay = None if ema_decay is None else jnp.asarray(ema_decay, jnp.result_type(float))
-    setup = Setup(static, objective, optimizer, batch, shuffle_key, step_key, decay)
+    in_memory = material.batch if material.stream is None else None
+    setup = Setup(static, objective, optimizer, in_memory, shuffle_key, step_key, decay, validating, material.sharding)
+    state = start(optimizer, params, objective_state, average=ema_decay is not None, validated=validating is not None)
+    setup, state = replicate((setup, state), material.sharding)
     settings = {
         "model": type(model).__name__,
         "num_parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
         "objective": _describe(objective),
         "num_steps": num_steps,
-        "batch_size": batch_size,
-        "num_data": num_data,
+        "batch_size": material.batch_size,
+        "num_data": None if material.stream is not None else material.num_rows,
         "ema_decay": ema_decay,
+        "validate_every": None if validating is None else int(validating.every),
+        "validation_objective": None if validating is None else _describe(judge),
+        "num_validation": None if validating is None else jax.tree.leaves(validating.batch)[0].shape[0],
+        "patience": patience,
         "key": np.asarray(jax.random.key_data(key)).tolist(),
         "device": ", ".join(sorted(device.device_kind for device in shuffle_key.devices())),
+        "num_devices": 1 if material.sharding is None else material.sharding.mesh.devices.size,
         "jax": jax.__version__,
     }
-    state = start(optimizer, params, objective_state, average=ema_decay is not None)
-    result = run_chunks(setup, state, settings, tuple(callbacks), progress_bar=progress_bar)
+    course = Course(setup, settings, tuple(callbacks), state, stream=material.stream)
+    if checkpoint is not None:
+        _attach(course, pathlib.Path(checkpoint), _fingerprint(model, params, material, settings, setup))
+    result = run_chunks(course, progress_bar=progress_bar)
     if strict and any(problem.code == "TRAINING_DIVERGED" for problem in result.problems):
         raise TrainingDivergedError("; ".join(map(str, result.problems)), result)
     warn_problems(result.problems)
     return result
+
+
+def _fingerprint(model: Any, params: Any, material: Material, settings: dict[str, Any], setup: Setup) -> dict[str, Any]:
+    """Everything that decides the result of a run but `num_steps`, as JSON: a run may be prolonged."""
+    kept = ("batch_size", "ema_decay", "validate_every", "patience", "key", "num_devices")
+    validation = setup.validation
+    return {
+        "model": tree_fingerprint(model),
+        "trainable": describe([jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]),
+        "objective": tree_fingerprint(setup.objective),
+        "optimizer": tree_fingerprint(setup.optimizer),
+        "data": arrays_fingerprint(material.batch),
+        "validation": None
+        if validation is None
+        else {"data": arrays_fingerprint(validation.batch), "objective": tree_fingerprint(validation.objective)},
+        **{name: settings[name] for name in kept},
+        "versions": library_versions(),
+    }
+
+
+def _attach(course: Course, directory: pathlib.Path, fingerprint: dict[str, Any]) -> None:
+    """Go on from what is saved there, if anything; save there from now on."""
+    if jax.process_count() > 1:
+        raise NotImplementedError("`checkpoint` needs a single process: save `result.model` yourself, by a callback.")
+    course.checkpoint = TrainingCheckpoint(directory, fingerprint)
+    if not has_checkpoint(directory):
+        course.checkpoint.create()
+        return
+    saved = load_training(directory)
+    refuse_differences(saved.manifest["fingerprint"], fingerprint, directory)
+    step, asked = saved.manifest["step"], course.settings["num_steps"]
+    if step > asked:
+        raise CheckpointError(f"{directory} has {step} steps already; got `num_steps` {asked}.")
+    course.state = restore(saved, course.state)
+    course.history = saved.history
+    course.checkpoint.saved_steps, course.checkpoint.files = step, list(saved.manifest["metrics"])
+    if course.stream is not None:
+        try:
+            course.stream.skip(step)
+        except StreamEndedError as ended:
+            raise CheckpointError(f"{directory} has {step} steps, and {ended}") from ended
 
 
 def _check_arguments(objective: Any, optimizer: Any, ema_decay: Any) -> None:

@@ -13,23 +13,30 @@ from ebm_ppl.objectives import AbstractObjective, Batch, energy_of
 
 def check_batch(model: Any, objective: AbstractObjective, data: Any, condition: Any) -> Batch:
     """All data as one batch; what the user passed is checked before anything is compiled."""
+    batch = check_rows(model, objective, data, condition)
     energy = energy_of(model)
-    x = check_data("data", data, energy.event_shape)
+    x = batch[0] if isinstance(batch, tuple) else batch
     told = None if energy.condition_shape is None else jax.ShapeDtypeStruct(energy.condition_shape, x.dtype)
     check_value(energy, jax.ShapeDtypeStruct(energy.event_shape, x.dtype), told)
+    return batch
+
+
+def check_rows(model: Any, objective: AbstractObjective, data: Any, condition: Any, prefix: str = "") -> Batch:
+    """Data and condition, one row for each event, by shape, dtype and finiteness."""
+    x = check_data(f"{prefix}data", data, energy_of(model).event_shape)
     shape = objective.data_condition_shape(model)
     if shape is None and condition is None:
         return x
     if shape is None:
-        raise ValueError("`condition` was given, but the energy takes none from the data.")
+        raise ValueError(f"`{prefix}condition` was given, but the energy takes none from the data.")
     if condition is None:
         raise ValueError(
-            f"the energy is conditional: `condition` is needed, with a row of shape {shape} for each event."
+            f"the energy is conditional: `{prefix}condition` is needed, with a row of shape {shape} for each event."
         )
-    condition = check_data("condition", condition, shape)
+    condition = check_data(f"{prefix}condition", condition, shape)
     if condition.shape[0] != x.shape[0]:
         raise EnergyShapeError(
-            f"`condition` must have one row per event, {x.shape[0]} as `data`; got {condition.shape[0]}."
+            f"`{prefix}condition` must have one row per event, {x.shape[0]} as `data`; got {condition.shape[0]}."
         )
     return x, condition
 

@@ -10,6 +10,8 @@ from jaxtyping import Array, Bool, Int
 
 from ebm_ppl._types import Scalar
 from ebm_ppl.objectives import AbstractObjective
+from ebm_ppl.training._mesh import hold, spread
+from ebm_ppl.training._validation import Best, Validation, is_exhausted, no_best, update_best
 
 MAX_CHUNK = 4096  # steps whose metrics one chunk has room for; how many it takes is decided at run time
 
@@ -24,6 +26,8 @@ class Setup(NamedTuple):
     shuffle_key: Array
     step_key: Array
     ema_decay: Array | None
+    validation: Validation | None = None
+    sharding: Any = None
 
 
 class TrainState(NamedTuple):
@@ -34,6 +38,7 @@ class TrainState(NamedTuple):
     opt_state: Any
     objective_state: Any
     average: Any
+    best: Best | None = None
 
 
 class Chunk(NamedTuple):
@@ -45,11 +50,19 @@ class Chunk(NamedTuple):
 
 
 @eqx.filter_jit
-def start(optimizer: optax.GradientTransformation, params: Any, objective_state: Any, *, average: bool) -> TrainState:
+def start(
+    optimizer: optax.GradientTransformation,
+    params: Any,
+    objective_state: Any,
+    *,
+    average: bool,
+    validated: bool = False,
+) -> TrainState:
     """The state before the first step."""
     with jax.numpy_dtype_promotion("standard"):
         opt_state = optimizer.init(params)
-    return TrainState(jnp.zeros((), jnp.int32), params, opt_state, objective_state, params if average else None)
+    average_now, best = params if average else None, no_best(params) if validated else None
+    return TrainState(jnp.zeros((), jnp.int32), params, opt_state, objective_state, average_now, best)
 
 
 @eqx.filter_jit
@@ -65,32 +78,72 @@ def advance(setup: Setup, state: TrainState, stop: Int[Array, ""], *, batch_size
     arrays, rest = eqx.partition(state, eqx.is_array)
 
     def take_step(order: Array, carry: Chunk) -> Chunk:
-        state = eqx.combine(carry.state, rest)
-        rows = jax.lax.dynamic_slice_in_dim(order, state.step % per_epoch * batch_size, batch_size)
+        rows = jax.lax.dynamic_slice_in_dim(order, carry.state.step % per_epoch * batch_size, batch_size)
         batch = jax.tree.map(lambda column: column.at[rows].get(mode="promise_in_bounds"), setup.data)
-        new_state, finite, record = _step(setup, state, batch)
-        new_arrays = eqx.filter(new_state, eqx.is_array)
-        kept = jax.tree.map(lambda new, old: jnp.where(jnp.all(finite), new, old), new_arrays, carry.state)
-        records = {name: carry.records[name].at[state.step - first].set(value) for name, value in record.items()}
-        return Chunk(kept, finite, records)
+        return _take_step(setup, rest, first, batch, carry)
 
     def take_epoch(carry: Chunk) -> Chunk:
         epoch = carry.state.step // per_epoch
         order = jax.random.permutation(jax.random.fold_in(setup.shuffle_key, epoch), num_rows)
         end = jnp.minimum((epoch + 1) * per_epoch, stop)
         return jax.lax.while_loop(
-            lambda carry: (carry.state.step < end) & jnp.all(carry.finite), lambda carry: take_step(order, carry), carry
+            lambda carry: _goes_on(setup, carry, end), lambda carry: take_step(order, carry), carry
         )
 
-    first_rows = jax.tree.map(lambda column: column[:batch_size], setup.data)
-    _, finite, record = jax.eval_shape(lambda: _step(setup, state, first_rows))
-    records = {name: jnp.zeros(MAX_CHUNK, value.dtype) for name, value in record.items()}
-    chunk = jax.lax.while_loop(
-        lambda carry: (carry.state.step < stop) & jnp.all(carry.finite),
-        take_epoch,
-        Chunk(arrays, jnp.ones(finite.shape, bool), records),
-    )
+    empty = _empty_chunk(setup, state, jax.tree.map(lambda column: column[:batch_size], setup.data))
+    chunk = jax.lax.while_loop(lambda carry: _goes_on(setup, carry, stop), take_epoch, empty._replace(state=arrays))
     return chunk._replace(state=eqx.combine(chunk.state, rest))
+
+
+@eqx.filter_jit
+def open_chunk(setup: Setup, state: TrainState, batch: Any) -> Chunk:
+    """A chunk of no steps yet; `batch` tells shapes only."""
+    return _empty_chunk(setup, state, batch)
+
+
+@eqx.filter_jit
+def advance_by(setup: Setup, chunk: Chunk, first: Int[Array, ""], stop: Int[Array, ""], batch: Any) -> Chunk:
+    """One more step of a chunk that began at step `first`, on a batch from outside; none once training has ended."""
+    arrays, rest = eqx.partition(chunk.state, eqx.is_array)
+    carry = chunk._replace(state=arrays)
+    carry = jax.lax.cond(
+        _goes_on(setup, carry, stop), lambda: _take_step(setup, rest, first, batch, carry), lambda: carry
+    )
+    return carry._replace(state=eqx.combine(carry.state, rest))
+
+
+def _goes_on(setup: Setup, carry: Chunk, stop: Array) -> Array:
+    exhausted = is_exhausted(setup.validation, carry.state.best)
+    return (carry.state.step < stop) & jnp.all(carry.finite) & ~exhausted
+
+
+def _empty_chunk(setup: Setup, state: TrainState, batch: Any) -> Chunk:
+    _, finite, record = jax.eval_shape(lambda: _step(setup, state, batch))
+    records = {name: jnp.zeros(MAX_CHUNK, value.dtype) for name, value in record.items()}
+    if state.best is not None:
+        records["validation_loss"] = jnp.zeros(MAX_CHUNK, state.best.loss.dtype)
+    return Chunk(state, jnp.ones(finite.shape, bool), records)
+
+
+def _take_step(setup: Setup, rest: Any, first: Array, batch: Any, carry: Chunk) -> Chunk:
+    """`carry` one step on, its state the old one if the step was not finite; validated where that is due."""
+    state = eqx.combine(carry.state, rest)
+    new_state, finite, record = _step(setup, state, spread(batch, setup.sharding))
+    good = jnp.all(finite)
+    new_arrays = eqx.filter(new_state, eqx.is_array)
+    kept = jax.tree.map(lambda new, old: jnp.where(good, new, old), new_arrays, carry.state)
+    validation = setup.validation
+    if validation is not None and kept.best is not None:
+        candidate = kept.params if kept.average is None else kept.average
+        kept_best = kept.best
+        best, loss = jax.lax.cond(
+            good & (kept.step % validation.every == 0),
+            lambda: update_best(validation, kept_best, candidate, setup.static, kept.step),
+            lambda: (kept_best, jnp.full_like(kept_best.loss, jnp.nan)),
+        )
+        kept, record = kept._replace(best=best), record | {"validation_loss": loss}
+    records = {name: carry.records[name].at[state.step - first].set(value) for name, value in record.items()}
+    return Chunk(kept, finite, records)
 
 
 def _step(setup: Setup, state: TrainState, batch: Any) -> tuple[TrainState, Array, dict[str, Scalar]]:
@@ -105,13 +158,14 @@ def _step(setup: Setup, state: TrainState, batch: Any) -> tuple[TrainState, Arra
     optimizer = optax.with_extra_args_support(setup.optimizer)
     with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes; where the user forbids that, it is for their code
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params, value=loss, grad=gradient)
-    params = optax.apply_updates(state.params, updates)
+    params = hold(optax.apply_updates(state.params, updates), setup.sharding)
     average = _running_average(state.average, params, state.step, setup.ema_decay)
     terms = [loss, *jax.tree.leaves(gradient), *jax.tree.leaves(params)]
     finite = jnp.stack([jnp.all(jnp.isfinite(term)) for term in terms])
     record = {"loss": loss, "gradient_norm": optax.tree.norm(gradient)}
-    _check_metrics(record, metrics)
-    return TrainState(state.step + 1, params, opt_state, objective_state, average), finite, record | metrics
+    _check_metrics(("loss", "gradient_norm", "validation_loss"), metrics)
+    new_state = TrainState(state.step + 1, params, opt_state, objective_state, average, state.best)
+    return new_state, finite, record | metrics
 
 
 def term_names(params: Any) -> list[str]:
@@ -128,9 +182,9 @@ def _running_average(average: Any, params: Any, step: Array, decay: Array | None
     return jax.tree.map(lambda old, new: old + weight.astype(new.dtype) * (new - old), average, params)
 
 
-def _check_metrics(record: dict[str, Scalar], metrics: dict[str, Scalar]) -> None:
+def _check_metrics(reserved: tuple[str, ...], metrics: dict[str, Scalar]) -> None:
     for name, value in metrics.items():
-        if name in record:
+        if name in reserved:
             raise ValueError(f"an objective may not report a metric named {name!r}: `fit` does.")
         if jnp.shape(value) != ():
             raise ValueError(f"metrics must be scalars; got {name!r} of shape {jnp.shape(value)}.")

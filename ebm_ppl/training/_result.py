@@ -14,13 +14,17 @@ class FitResult:
     """A trained model, how training went, and whether it may be trusted.
 
     Args:
-        model: the model after the last good step; the average over the steps where `ema_decay` was given.
+        model: the model after the last good step; the average over the steps where `ema_decay` was given; with
+            `validation` the one, averaged or not, of lowest validation loss.
         last_model: the model after the last good step, never averaged.
         opt_state: the optimiser's state after that step.
         objective_state: the objective's state after that step; None for objectives without one.
         metrics: name -> array `(step,)` on the host: `loss`, `gradient_norm` and what the objective reports.
         problems: what is wrong with the result; empty if nothing is known to be.
         settings: what was asked for and what it ran on, as values that fit into JSON.
+        validation: `step` and `loss`, arrays `(validation,)`: the objective on the held-out data; empty without.
+        best_step: the step that `model` is from where there was a validation, else None.
+        stopped_early: whether training ended because patience ran out.
     """
 
     model: Any
@@ -30,6 +34,9 @@ class FitResult:
     metrics: dict[str, np.ndarray]
     problems: tuple[Problem, ...]
     settings: dict[str, Any]
+    validation: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    best_step: int | None = None
+    stopped_early: bool = False
 
     @property
     def ok(self) -> bool:
@@ -38,7 +45,7 @@ class FitResult:
 
     @property
     def num_steps(self) -> int:
-        """Steps taken; fewer than asked for if training was interrupted or diverged."""
+        """Steps taken; fewer than asked for if training stopped early, was interrupted or diverged."""
         return len(self.metrics["loss"])
 
     def __repr__(self) -> str:
@@ -58,7 +65,8 @@ class FitResult:
 
     def _rows(self) -> list[tuple[str, str]]:
         settings = self.settings
-        steps = f"{self.num_steps} of {settings['num_steps']}, batch {settings['batch_size']} of {settings['num_data']}"
+        data = "a stream" if settings["num_data"] is None else settings["num_data"]
+        steps = f"{self.num_steps} of {settings['num_steps']}, batch {settings['batch_size']} of {data}"
         rows = [
             ("ok", str(self.ok)),
             ("model", f"{settings['model']}, {settings['num_parameters']:,} trained parameters"),
@@ -66,6 +74,9 @@ class FitResult:
             ("steps", f"{steps}, {settings['seconds']:.1f} s"),
         ]
         rows += [(name, _trend(values)) for name, values in self.metrics.items()]
+        if self.best_step is not None:
+            lowest = f"{np.nanmin(self.validation['loss']):.4g} at step {self.best_step}"
+            rows.append(("validation", f"lowest {lowest}{', stopped early' if self.stopped_early else ''}"))
         return rows + [("problem", str(problem)) for problem in self.problems]
 
 
