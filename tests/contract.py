@@ -83,7 +83,9 @@ DATA_SUM = energies.DataSumEnergy(
 DATA_TARGET = ebm.log_density(DATA_SUM)
 
 
-def kernel_case(make: Callable[[], Any], theirs: Callable[..., dict[str, Any]], target: Any = TARGET) -> Case:
+def kernel_case(
+    make: Callable[[], Any], theirs: Callable[..., dict[str, Any]], target: Any = TARGET, *, random: bool = True
+) -> Case:
     """A row of `KERNELS`; `theirs(key, x)` is the same transition by other means."""
 
     def call(kernel: Any, key: Any, x: Any) -> dict[str, Any]:
