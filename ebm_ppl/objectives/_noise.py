@@ -32,9 +32,9 @@ class Noise(NamedTuple):
         return KnownDensity(stop_gradient(self.distribution), self.event_shape)
 
 
-def check_noise(noise: Any) -> None:
+def check_noise(noise: Any, name: str = "noise") -> None:
     """Anything with `log_prob(x)` and `sample(key, shape)`, or a reference energy."""
-    check_known_density("noise", noise)
+    check_known_density(name, noise)
 
 
 def check_coverage(noise: Noise, x: Float[Array, "n ..."]) -> None:

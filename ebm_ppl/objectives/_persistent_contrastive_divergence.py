@@ -100,7 +100,7 @@ class PersistentContrastiveDivergence(AbstractObjective[ReplayBuffer]):
         if self.num_negatives is not None and check_count("num_negatives", self.num_negatives) > self.num_particles:
             raise ValueError(f"`num_negatives` must be at most {self.num_particles}; got {self.num_negatives}.")
         if self.initial is not None:
-            check_noise(self.initial)
+            check_noise(self.initial, "initial")
         rate = concrete(self.refresh_rate)
         if rate is not None and not 0 <= rate <= 1:
             raise ValueError(f"`refresh_rate` must lie in [0, 1]; got {rate}.")
