@@ -84,11 +84,15 @@ def geweke_joint_test(
         NotImplementedError: the kernel has no `refresh`; an energy without sampler; subsampling; `numpyro.param`.
 
     Example:
-        >>> import jax, numpyro, numpyro.distributions as dist, ebm_ppl as ebm
+        >>> import functools, jax, numpyro, numpyro.distributions as dist, ebm_ppl as ebm
         >>> def model(y=None):
         ...     mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
         ...     numpyro.sample("y", dist.Normal(mu, 1.0), obs=y)
-        >>> ebm.diagnostics.geweke_joint_test(model, key=jax.random.key(0), observed=["y"], num_samples=50).ok
+        >>> kernel = functools.partial(ebm.BlackJAXKernel, kernel=ebm.RandomWalk(2.0), precondition="none")
+        >>> verdict = ebm.diagnostics.geweke_joint_test(
+        ...     model, kernel, key=jax.random.key(0), observed=["y"], num_warmup=0, num_samples=50
+        ... )
+        >>> verdict.ok
         True
 
     References:

@@ -99,12 +99,13 @@ def simulation_based_calibration(
         MissingLogNormalizerError: a log Z is missing.
 
     Example:
-        >>> import jax, numpyro, numpyro.distributions as dist, ebm_ppl as ebm
+        >>> import functools, jax, numpyro, numpyro.distributions as dist, ebm_ppl as ebm
         >>> def model(y=None):
         ...     mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
         ...     numpyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+        >>> kernel = functools.partial(ebm.BlackJAXKernel, kernel=ebm.RandomWalk(2.0), precondition="none")
         >>> result = ebm.diagnostics.simulation_based_calibration(
-        ...     model, key=jax.random.key(0), observed=["y"], num_simulations=40, num_warmup=100, num_samples=100
+        ...     model, kernel, key=jax.random.key(0), observed=["y"], num_simulations=40, num_warmup=0
         ... )
         >>> result.ok
         True
