@@ -67,8 +67,9 @@ def detailed_balance(
       \(\min(1, p(y) q(y, x) / p(x) q(x, y))\), q written independently. For MALA, Barker, RandomWalk, for HMC with the
       trajectory integrated anew, and for any kernel whose `log_proposal` is given and which shows its proposals
       (`info.proposal`) and one acceptance rate for them;
-    - invariance: `acceptance` (decisions against reported rates), `accepted_flux`, `one_step` (paired), `two_sample`
-      (Gandy and Scott's algorithm 1, after `num_steps`);
+    - invariance: `acceptance` (`info.is_accepted` against the reported rate), `accepted_flux` (rate and proposal),
+      `one_step` (paired), `two_sample` (Gandy and Scott's algorithm 1, after `num_steps`); the last two need nothing
+      that the kernel reports, and no reversibility;
     - reversibility: `rank` (their algorithm 2; only where the kernel claims to be reversible) and `exchangeability`
       of (state, next state), momenta included;
     - `violation`: share of moves that a Metropolis step would have rejected, `entropy_production` in nats per step.
@@ -192,44 +193,60 @@ def _report(
 ) -> BalanceReport:
     """Rejections, numbers and the verdict."""
     tests, rejected = _decide(examined.tests, settings.level, threshold)
-    notes = [drawn.note] if drawn.note else []
-    problems = list(examined.structure.problems)
-    problems += [problem for problem in (drawn.problem, examined.identity[1]) if problem is not None]
-    ev = examined.collected.evidence
+    exact = [*examined.structure.problems, *([examined.identity[1]] if examined.identity[1] else [])]
+    ev, extra, notes = examined.collected.evidence, (), [drawn.note] if drawn.note else []
     if kernel.adjusted:
-        problems += [
-            Problem("NOT_INVARIANT", f"{t.test}: {ADVICE[t.test]}", value=t.p_value)
-            for t in rejected
-            if t.test in ADVICE and _counts(t, rejected)
-        ]
-        verdict = _verdict(kernel, problems, rejected)
-        if "exchangeability" in {t.test for t in rejected} and kernel.reversible and not problems:
-            problems.append(_not_reversible(rejected))
-        extra = []
+        verdict, problems = _judge(kernel, exact, rejected)
     else:
-        verdict = "broken" if problems else "unadjusted"
-        bias, found, steps = measure_bias(
-            examined.collected.chains,
-            examined.collected.features,
-            ev.before,
-            budget=settings.bias_budget,
-            level=settings.level,
-        )
-        extra, problems = [bias], [*problems, *found]
+        verdict = "broken" if exact else "unadjusted"
+        bias, found, steps = _judge_unadjusted(examined, settings)
+        extra, problems = (bias,), [*exact, *found]
         notes.append(f"unadjusted: judged by its bias, measured after {steps} more steps; failed tests are expected.")
-        if examined.collected.diverging and not found:
-            advice = "share of chains from draws of the target that diverged: lower the step size."
-            problems.append(Problem("DIVERGED", advice, value=examined.collected.diverging))
-    lying = ev.accepted if any(t.test == "acceptance" for t in rejected) else None
+    problems += [drawn.problem] if drawn.problem else []
+    decided = ev.accepted if "acceptance" in {t.test for t in rejected} else None
     log_ratio = ev.log_ratio if ev.energy_change is None else -ev.energy_change
-    numbers = list(violation(log_ratio, ev.rate, lying))
+    numbers = list(violation(log_ratio, ev.rate, decided))
     if log_ratio is None:
         numbers[1] = entropy_bound(examined.bound)
     findings = (*examined.structure.findings, examined.identity[0], *tests, *extra, *numbers)
-    name = f"{type(kernel).__name__}(step_size={np.asarray(kernel.step_size, float).tolist()!r:.8})"
+    step_size = np.array2string(np.asarray(kernel.step_size, float), precision=4, threshold=4)
+    name = f"{type(kernel).__name__}(step_size={step_size})"
     return BalanceReport(
         verdict, tuple(problems), findings, tuple(notes), name, settings.level, len(ev.before), num_rounds
     )
+
+
+def _judge(kernel: AbstractKernel, exact: list[Problem], rejected: list[Finding]) -> tuple[str, list[Problem]]:
+    """The verdict on a kernel that should leave the target invariant, and its problems."""
+    irreversible = [t for t in rejected if t.test == "exchangeability"]
+    # Ranks say nothing of invariance if pairs are not exchangeable anyway.
+    against = [t for t in rejected if t.test in ADVICE and not (t.test == "rank" and irreversible)]
+    problems = exact + [Problem("NOT_INVARIANT", f"{t.test}: {ADVICE[t.test]}", value=t.p_value) for t in against]
+    if problems:
+        return "broken", problems
+    if not irreversible:
+        return ("reversible" if kernel.reversible else "invariant"), []
+    if not kernel.reversible:
+        return "invariant, not reversible", []
+    advice = "pairs (state, next state) are not exchangeable, though the kernel claims to be reversible: if that is "
+    advice += "meant so (a Gibbs sweep in fixed order, persistent momenta), declare `reversible = False`."
+    return "invariant, not reversible", [Problem("NOT_REVERSIBLE", advice, value=irreversible[0].p_value)]
+
+
+def _judge_unadjusted(examined: _Examined, settings: _Settings) -> tuple[Finding, tuple[Problem, ...], int]:
+    """The bias, problems, and the number of further steps after which it was measured."""
+    collected = examined.collected
+    bias, problems, steps = measure_bias(
+        collected.chains,
+        collected.features,
+        collected.evidence.before,
+        budget=settings.bias_budget,
+        level=settings.level,
+    )
+    if collected.diverging and not problems:
+        advice = "share of chains from draws of the target that diverged: lower the step size."
+        problems = (Problem("DIVERGED", advice, value=collected.diverging),)
+    return bias, problems, steps
 
 
 def _decide(tests: list[Finding], level: float, threshold: float | None) -> tuple[list[Finding], list[Finding]]:
@@ -240,23 +257,3 @@ def _decide(tests: list[Finding], level: float, threshold: float | None) -> tupl
     failed = {finding.test for finding, fails in zip(used, mask, strict=True) if fails}
     judged = [dataclasses.replace(t, verdict="FAIL") if t.test in failed else t for t in tests]
     return judged, [t for t in judged if t.test in failed]
-
-
-def _counts(finding: Finding, rejected: list[Finding]) -> bool:
-    """Whether a rejection speaks against invariance; that of ranks does not if pairs are not exchangeable anyway."""
-    return finding.test != "rank" or "exchangeability" not in {t.test for t in rejected}
-
-
-def _verdict(kernel: AbstractKernel, problems: list[Problem], rejected: list[Finding]) -> str:
-    if problems:
-        return "broken"
-    if any(t.test == "exchangeability" for t in rejected):
-        return "invariant, not reversible"
-    return "reversible" if kernel.reversible else "invariant"
-
-
-def _not_reversible(rejected: list[Finding]) -> Problem:
-    value = next(t.p_value for t in rejected if t.test == "exchangeability")
-    advice = "pairs (state, next state) are not exchangeable, though the kernel claims to be reversible: if that is "
-    advice += "meant so (a Gibbs sweep in fixed order, persistent momenta), declare `reversible = False`."
-    return Problem("NOT_REVERSIBLE", advice, value=value)

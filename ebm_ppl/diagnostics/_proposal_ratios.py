@@ -19,7 +19,7 @@ type LogProposal = Callable[[LogDensityFn, Any, Array, Array], Array]
 def langevin(logdensity_fn: LogDensityFn, step_size: Any, start: Array, end: Array) -> Array:
     """Log density of N(end; start - h grad E(start), 2 h I)."""
     drift = start + step_size * jax.grad(logdensity_fn)(start)
-    return -jnp.sum((end - drift) ** 2) / (4 * step_size)
+    return -jnp.sum((end - drift) ** 2 / (4 * step_size))
 
 
 def barker(logdensity_fn: LogDensityFn, step_size: Any, start: Array, end: Array) -> Array:
@@ -31,7 +31,7 @@ def barker(logdensity_fn: LogDensityFn, step_size: Any, start: Array, end: Array
 
 def random_walk(logdensity_fn: LogDensityFn, step_size: Any, start: Array, end: Array) -> Array:
     """Log density of N(end; start, s^2 I)."""
-    return -jnp.sum((end - start) ** 2) / (2 * step_size**2)
+    return -jnp.sum((end - start) ** 2 / (2 * step_size**2))
 
 
 class ProposalRatio(eqx.Module):

@@ -127,7 +127,21 @@ class Chains:
         step = Step(*(None if leaf is None else np.asarray(leaf) for leaf in step))
         position = np.asarray(step.position, np.float64)
         # The same point must have the same energy to the last bit, or ties of ranks would not be ties.
-        stayed = (position == self.position).reshape(len(position), -1).all(axis=1)
+        stayed = _equal(position, self.position)
+        if _shows_only_the_outcome(step, self.position):
+            step = step._replace(proposal=None, proposal_energy=None, log_ratio=None, displacement=None)
         energy = np.where(stayed, self.energy, np.asarray(step.energy, np.float64))
         self.position, self.energy = position, energy
         return step._replace(position=position, energy=energy)
+
+
+def _equal(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    return (one == other).reshape(len(one), -1).all(axis=1)
+
+
+def _shows_only_the_outcome(step: Step, before: np.ndarray) -> bool:
+    """Whether what is called the proposal is the state after the decision, as in BlackJAX 1.7's random walks."""
+    if step.accepted is None or step.proposal is None or step.accepted.all():
+        return False
+    rejected = ~step.accepted
+    return bool(_equal(step.proposal[rejected].astype(np.float64), before[rejected]).all())

@@ -55,6 +55,20 @@ class UndeclaredSweep(GibbsSweep):
     reversible: ClassVar[bool] = True
 
 
+class BlackJAXWalk(ebm.AbstractKernel):
+    """BlackJAX's random walk as it is: what it calls a proposal is the state after the decision."""
+
+    step_size: Any = 1.0
+    target_acceptance_rate: ClassVar[float | None] = 0.4
+    uses_gradient: ClassVar[bool] = False
+
+    def build(self, logdensity_fn):
+        return blackjax.normal_random_walk(logdensity_fn, jnp.asarray(self.step_size))
+
+    def stats(self, state, info):
+        return {"acceptance_rate": info.acceptance_rate}
+
+
 class AdaptiveState(NamedTuple):
     position: jax.Array
     logdensity: jax.Array

@@ -25,6 +25,7 @@ from tests.diagnostics.kernels_on_trial import (
     SKEWED,
     STANDARD,
     Adaptive,
+    BlackJAXWalk,
     GibbsSweep,
     HiddenNoise,
     UndeclaredSweep,
@@ -119,6 +120,15 @@ def test_adaptation_and_hidden_noise_are_seen_by_structure(key):
     assert harmless.ok, harmless
     hidden = detailed_balance(CORRELATED, HiddenNoise(), key=key, num_pairs=1000)
     assert "NOT_A_FUNCTION" in hidden.codes
+
+
+def test_a_proposal_that_is_the_outcome_is_not_taken_for_one(key):
+    report = detailed_balance(
+        CORRELATED, BlackJAXWalk(), key=key, num_pairs=1000, log_proposal="random_walk", level=1e-4
+    )
+    assert report.ok, report
+    assert report["accepted_flux"].verdict == report["ratio_identity"].verdict == "not applicable"
+    assert report["acceptance"].p_value is not None
 
 
 def test_irreversible_kernels_are_invariant(key):
