@@ -1,4 +1,4 @@
-"""The command line: `python -m ebm_ppl verify`."""
+"""The command line: `python -m ebm_ppl verify`, `python -m ebm_ppl diagnose draws.nc`."""
 
 import argparse
 import sys
@@ -30,7 +30,26 @@ def add_verify(commands: Any) -> None:
     parser.set_defaults(run=_verify)
 
 
-COMMANDS = (add_verify,)
+def add_diagnose(commands: Any) -> None:
+    """`diagnose`: judge stored draws."""
+    parser = commands.add_parser(
+        "diagnose",
+        help="judge the draws in a NetCDF file",
+        description="Print the report of ebm.diagnose on the draws in a NetCDF-4 file. Exit status 0: no problem; "
+        "1: the draws cannot be trusted; 2: there is nothing to judge.",
+    )
+    parser.add_argument("file", help="what save_datatree, or another library, wrote")
+    parser.add_argument("--group", default="posterior", help="the group to judge (default: posterior)")
+    parser.add_argument("--json", action="store_true", help="one JSON object instead of a report")
+    parser.add_argument(
+        "--unverified",
+        action="store_true",
+        help="read a file without the checksum of save_datatree; only if you trust who wrote it",
+    )
+    parser.set_defaults(run=_diagnose)
+
+
+COMMANDS = (add_verify, add_diagnose)
 
 
 def _verify(options: argparse.Namespace) -> int:
@@ -44,6 +63,20 @@ def _verify(options: argparse.Namespace) -> int:
         return 2
     _write(result.to_json() if options.json else result.summary())
     return 0 if result.ok else 1
+
+
+def _diagnose(options: argparse.Namespace) -> int:
+    from ebm_ppl.diagnostics import diagnose, load_datatree
+    from ebm_ppl.errors import CheckpointError
+
+    try:
+        report = diagnose(load_datatree(options.file, verify=not options.unverified), group=options.group)
+    except (CheckpointError, ValueError) as error:
+        hint = " On the command line: --unverified." if "verify=False" in str(error) else ""
+        sys.stderr.write(f"{error}{hint}\n")
+        return 2
+    _write(report.to_json() if options.json else repr(report))
+    return 0 if report.ok else 1
 
 
 def _write(line: str) -> None:

@@ -1,13 +1,12 @@
 """`python -m ebm_ppl diagnose`: what it prints and the exit code a script acts on."""
 
-import argparse
 import json
 
 import numpy as np
 import pytest
 
 import ebm_ppl as ebm
-from ebm_ppl.diagnostics import _command
+from ebm_ppl.__main__ import main
 
 
 @pytest.fixture(scope="module")
@@ -24,9 +23,7 @@ def files(tmp_path_factory):
 
 
 def command(*words):
-    parser = argparse.ArgumentParser()
-    _command.add_arguments(parser)
-    return _command.run(parser.parse_args([str(word) for word in words]))
+    return main(["diagnose", *map(str, words)])
 
 
 def test_good_draws_exit_with_0(files, capsys):
