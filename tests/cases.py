@@ -19,11 +19,12 @@ import ebm_ppl as ebm
 from ebm_ppl import energies, kernels, objectives
 from tests import references as reference
 from tests.contract import (
-    DATA_SUM,
+    DATA,
     DATA_TARGET,
     STEP,
     ObjectiveCase,
     buffer_case,
+    data_sum,
     energy_case,
     kernel_case,
     objective_case,
@@ -62,8 +63,8 @@ ENERGIES = [
         lambda energy, x, y: np.sum(x**4 - x) + reference.gaussian_formula(energy, x, y),
     ),
     energy_case(
-        lambda: DATA_SUM,
-        lambda energy, x, y: np.sum(x + np.exp(-x)) + np.sum((x - np.asarray(DATA_SUM.data)) ** 2) / 2,
+        data_sum,
+        lambda energy, x, y: np.sum(x + np.exp(-x)) + np.sum((x - DATA) ** 2) / 2,
     ),
     energy_case(
         lambda: ebm.TemperedEnergy(_gaussian(), 0.25),

@@ -76,11 +76,16 @@ def square_distance(x: Any, y: Any) -> Any:
     return jnp.sum((x - y) ** 2) / 2
 
 
-DATA = np.array([[1.0, 0.0, 2.0], [0.5, -1.0, 0.0], [3.0, 1.0, 1.0], [-2.0, 0.0, 0.5], [0.0, 1.0, -1.0]], np.float32)
-DATA_SUM = energies.DataSumEnergy(
-    ebm.FunctionEnergy(skewed, (3,)), ebm.FunctionEnergy(square_distance, (3,), condition_shape=(3,)), DATA
-)
-DATA_TARGET = ebm.log_density(DATA_SUM)
+DATA = np.array([[1.0, 0.0, 2.0], [0.5, -1.0, 0.0], [3.0, 1.0, 1.0], [-2.0, 0.0, 0.5], [0.0, 1.0, -1.0]])
+
+
+def data_sum() -> Any:
+    """A skewed prior, and a parabola for each of five data."""
+    term = ebm.FunctionEnergy(square_distance, (3,), condition_shape=(3,))
+    return energies.DataSumEnergy(ebm.FunctionEnergy(skewed, (3,)), term, DATA)
+
+
+DATA_TARGET = ebm.log_density(data_sum())
 
 
 def kernel_case(

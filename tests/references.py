@@ -3,11 +3,13 @@
 from collections.abc import Callable
 from typing import Any
 
+import blackjax
 import jax
 import numpy as np
+from blackjax.sgmcmc.gradients import grad_estimator
 from scipy import integrate, signal, stats
 
-from tests.contract import STEP, TARGET
+from tests.contract import DATA, STEP, TARGET, skewed, square_distance
 
 COVARIANCE = np.array([[1.0, 0.3], [0.3, 0.5]])
 NORMAL = stats.multivariate_normal([1.0, -0.5], COVARIANCE)
@@ -75,6 +77,33 @@ def langevin(key: Any, x: Any) -> dict[str, Any]:
     noise = np.asarray(jax.random.normal(key, x.shape, x.dtype))
     x = np.asarray(x)
     return {"position": x - STEP * (1 - np.exp(-x)) + np.sqrt(2 * STEP) * noise}
+
+
+def _estimator() -> Any:
+    """BlackJAX's own estimate of the gradient of a sum over data."""
+    return grad_estimator(lambda x: -skewed(x), lambda x, y: -square_distance(x, y), len(DATA))
+
+
+def _batch(key: Any) -> Any:
+    return DATA[np.asarray(jax.random.randint(key, (2,), 0, len(DATA)))]
+
+
+def stochastic_langevin(key: Any, x: Any) -> dict[str, Any]:
+    move_key, _ = jax.random.split(key)
+    return {"position": blackjax.sgld(_estimator()).step(move_key, x, _batch(key), STEP)}
+
+
+def stochastic_hamiltonian(key: Any, x: Any) -> dict[str, Any]:
+    move_key, batch_key, _ = jax.random.split(key, 3)
+    theirs = blackjax.sghmc(_estimator(), num_integration_steps=3, alpha=0.5)
+    return {"position": theirs.step(move_key, x, _batch(batch_key), STEP)}
+
+
+def annealed_langevin(key: Any, x: Any) -> dict[str, Any]:
+    """The first of two inverse temperatures, 0.5 and 1: twice the step, half the gradient."""
+    noise = np.asarray(jax.random.normal(key, x.shape, x.dtype))
+    x = np.asarray(x)
+    return {"position": x - STEP * (1 - np.exp(-x)) + np.sqrt(4 * STEP) * noise}
 
 
 def elliptical_slice(key: Any, x: Any) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from ebm_ppl.energies._check_energy import check_energy as check_energy
 from ebm_ppl.energies._check_start import check_start as check_start
 from ebm_ppl.energies._check_start import start_is_finite as start_is_finite
 from ebm_ppl.energies._conv import ConvEnergy as ConvEnergy
+from ebm_ppl.energies._data_sum import DataSumEnergy as DataSumEnergy
 from ebm_ppl.energies._double_well import DoubleWell as DoubleWell
 from ebm_ppl.energies._energy_check import EnergyCheck as EnergyCheck
 from ebm_ppl.energies._function import FunctionEnergy as FunctionEnergy

@@ -1,8 +1,9 @@
 """The unadjusted Langevin algorithm."""
 
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import blackjax
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from blackjax.mcmc.diffusions import overdamped_langevin
@@ -10,22 +11,17 @@ from jaxtyping import Array, Float
 
 from ebm_ppl._checks import check_positive
 from ebm_ppl._types import LogDensityFn
-from ebm_ppl.kernels._base import AbstractKernel, is_nonfinite
+from ebm_ppl.energies._parameters import as_parameter, concrete
+from ebm_ppl.kernels._base import AbstractKernel
+from ebm_ppl.kernels._unadjusted import UnadjustedInfo, UnadjustedState, take_unless_nonfinite, unadjusted_stats
 
 
-class ULAState(NamedTuple):
-    """A Langevin state; once `diverged`, the chain stays at its last finite point."""
-
-    position: Any
-    logdensity: Array
-    logdensity_grad: Any
-    diverged: Array
-
-
-class ULAInfo(NamedTuple):
-    """What a human needs to know of one transition."""
-
-    nonfinite_proposal: Array
+def _as_curvature(value: Any) -> Array:
+    curvature = as_parameter("largest_curvature", value, 0)
+    host = concrete(curvature)
+    if host is not None and host < 0:
+        raise ValueError(f"`largest_curvature` must not be negative; got {value!r}.")
+    return curvature
 
 
 class ULA(AbstractKernel):
@@ -40,10 +36,12 @@ class ULA(AbstractKernel):
     Args:
         step_size: h > 0, BlackJAX's convention as above. A text's epsilon (x' = x - epsilon^2/2 grad E + epsilon xi)
             is h = epsilon^2/2; one with x' = x - (epsilon/2) grad E + sqrt(epsilon) xi has h = epsilon/2.
-            There is no acceptance rate to tune it by: warm-up leaves it alone.
+            There is no acceptance rate to tune it by: warm-up leaves it alone, and `sampling.ula_within_bias` chooses
+            it by a rule.
+        largest_curvature: L, for `stated_bias` only: what the rule went by; 0: not known.
 
     Raises:
-        ValueError: if `step_size` is not positive and finite.
+        ValueError: if `step_size` is not positive and finite, or `largest_curvature` is negative or not finite.
 
     Example:
         >>> import jax, ebm_ppl as ebm
@@ -61,6 +59,7 @@ class ULA(AbstractKernel):
     """
 
     step_size: float | Float[Array, "..."] = 0.01
+    largest_curvature: Float[Array, ""] = eqx.field(converter=_as_curvature, default=0.0)
     target_acceptance_rate: ClassVar[float | None] = None
     adjusted: ClassVar[bool] = False
     reversible: ClassVar[bool] = False
@@ -69,27 +68,30 @@ class ULA(AbstractKernel):
         """Only a positive step moves."""
         check_positive("step_size", self.step_size)
 
+    @property
+    def stated_bias(self) -> dict[str, Any] | None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The excess h L / (2 - h L) of the variance in the direction of curvature L; None where L is not known."""
+        product = float(jnp.mean(jnp.asarray(self.step_size))) * float(self.largest_curvature)
+        if product == 0:
+            return None
+        return {
+            "largest_curvature": float(self.largest_curvature),
+            "relative_variance": product / (2 - product) if product < 2 else float("inf"),
+            "holds": "exactly for a Gaussian, where the curvature is largest; less in all other directions",
+        }
+
     def build(self, logdensity_fn: LogDensityFn) -> blackjax.base.SamplingAlgorithm:
         """The unadjusted Langevin transition for this log density."""
         propose: Any = overdamped_langevin(jax.value_and_grad(logdensity_fn))
 
-        def init(position: Any, rng_key: Array | None = None) -> ULAState:
-            return ULAState(*blackjax.mala.init(position, logdensity_fn), diverged=jnp.zeros((), bool))
+        def init(position: Any, rng_key: Array | None = None) -> UnadjustedState:
+            return UnadjustedState(*blackjax.mala.init(position, logdensity_fn), diverged=jnp.zeros((), bool))
 
         def step(rng_key: Array, state: Any) -> Any:
-            proposal = propose(rng_key, state[:3], self.step_size)
-            # Without a rejection a wall (log density -inf) cannot be handled either: it counts as a fault too.
-            failed = is_nonfinite(proposal.logdensity, proposal.logdensity_grad) | ~jnp.isfinite(proposal.logdensity)
-            diverged = state.diverged | failed
-            new_state = jax.tree.map(lambda old, new: jnp.where(diverged, old, new), tuple(state[:3]), tuple(proposal))
-            return ULAState(*new_state, diverged=diverged), ULAInfo(failed & ~state.diverged)
+            return take_unless_nonfinite(state, tuple(propose(rng_key, state[:3], self.step_size)))
 
         return blackjax.base.SamplingAlgorithm(init, step)
 
-    def stats(self, state: ULAState, info: ULAInfo) -> dict[str, Array]:
+    def stats(self, state: UnadjustedState, info: UnadjustedInfo) -> dict[str, Array]:
         """`diverging nonfinite_proposal n_steps`; no `acceptance_rate`, because nothing is ever rejected."""
-        return {
-            "diverging": state.diverged,
-            "nonfinite_proposal": info.nonfinite_proposal,
-            "n_steps": jnp.ones((), jnp.int32),
-        }
+        return unadjusted_stats(state, info)

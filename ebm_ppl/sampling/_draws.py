@@ -141,7 +141,7 @@ class Draws:
         kernel_class = getattr(kernels, manifest["kernel"], None)
         if kernel_class is None:
             raise CheckpointError(f"{path}: kernel {manifest['kernel']!r} is not one of ebm_ppl's kernels.")
-        kernel = kernel_class(**{name: value.item() for name, value in fields.items()})
+        kernel = kernel_class(**{name: value.tolist() for name, value in fields.items()})
         problems = tuple(Problem(**problem) for problem in manifest["problems"])
         ladder: dict[str, Any] = {
             name: value.item() if value.ndim == 0 else value for name, value in _group(arrays, "tempering/").items()

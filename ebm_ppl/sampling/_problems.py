@@ -50,6 +50,10 @@ def _problems_of_chain(
         step = int(np.argmax(stats["diverging"])) * thinning + num_warmup
         found.append(Problem("DIVERGED", _stopped_advice(step, kernel), chain, step))
         return found
+    annealing = int(stats["annealing"].sum()) if "annealing" in stats else 0
+    if annealing:
+        advice = f"the first {annealing} of {count} draws were made above the last level; raise num_warmup by "
+        found.append(Problem("STILL_ANNEALING", advice + f"{annealing * thinning}.", chain, annealing))
     if diverging:
         advice = f"{diverging} of {count} transitions diverged: the curvature is too sharp for the step size; "
         found.append(Problem("DIVERGED", advice + "lower step_size or reparametrise.", chain, diverging))

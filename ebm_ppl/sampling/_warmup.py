@@ -21,6 +21,7 @@ from jaxtyping import Array, Float
 from ebm_ppl._types import LogDensityFn, PRNGKey, Scalar
 from ebm_ppl.kernels import AbstractKernel
 from ebm_ppl.kernels._base import with_step_size
+from ebm_ppl.kernels._parts import at_noise_scale, minibatch_density
 from ebm_ppl.sampling._low_rank import initial_preconditioner
 from ebm_ppl.sampling._preconditioners import AbstractPreconditioner
 
@@ -34,6 +35,14 @@ class Whitened(eqx.Module):
     def __call__(self, z: Float[Array, "..."]) -> Scalar:
         """Log density at whitened coordinates."""
         return self.logdensity_fn(self.preconditioner.to_user(z))
+
+    def minibatch(self, key: PRNGKey, batch_size: int) -> "Whitened":
+        """The same with a few of the data, where the density knows them."""
+        return Whitened(minibatch_density(self.logdensity_fn, key, batch_size), self.preconditioner)
+
+    def at_noise_scale(self, noise_scale: Array) -> "Whitened":
+        """The same at another noise scale, where the density knows its own."""
+        return Whitened(at_noise_scale(self.logdensity_fn, noise_scale), self.preconditioner)
 
 
 class ChainState(NamedTuple):
