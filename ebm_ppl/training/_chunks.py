@@ -90,7 +90,8 @@ def _run(course: Course, progress: Progress, interruption: Interruption) -> tupl
         if chunk is None:
             return ended
         course.state, taken = chunk.state, int(chunk.state.step) - step
-        length = _next_length(length, time.monotonic() - began)
+        # The first chunk's time is that of the compiler.
+        length = _next_length(length, time.monotonic() - began if course.history else 0.0)
         step += taken
         records = {name: np.asarray(values) for name, values in chunk.records.items()}
         metrics = {name: values[:taken] for name, values in records.items()}
