@@ -221,6 +221,55 @@ def test_sigkill_at_random_times(tmp_path):
     assert (tmp_path / "killed.npy").read_bytes() == (tmp_path / "whole.npy").read_bytes()
 
 
+INTERRUPTS = """
+import os, signal, threading, time, warnings, jax, jax.numpy as jnp, numpy as np
+import ebm_ppl as ebm
+warnings.simplefilter("ignore", ebm.SamplingWarning)
+energy = ebm.energies.Gaussian(jnp.zeros(20), jnp.eye(20))
+
+def run():
+    settings = {"num_chains": 16, "num_samples": 20000, "num_warmup": 2000, "progress_bar": False}
+    return ebm.sample(energy, key=jax.random.key(0), **settings)
+
+run()
+started = time.perf_counter()
+whole = run()
+seconds = time.perf_counter() - started
+lengths = []
+for delay in np.random.default_rng(0).uniform(0.1, 0.9, 100) * seconds:
+    timer = threading.Timer(delay, os.kill, (os.getpid(), signal.SIGINT))
+    try:
+        timer.start()
+        part = run()
+        timer.join()
+    except KeyboardInterrupt:
+        continue  # it came before the first chunk or after the last
+    if part.num_draws == 20000:
+        continue
+    assert [problem.code for problem in part.problems] == ["INTERRUPTED"]
+    count = part.num_draws
+    assert part.positions.tobytes() == whole.positions[:, :count].tobytes()
+    assert all(part.stats[name].tobytes() == rows[:, :count].tobytes() for name, rows in whole.stats.items())
+    lengths.append(count)
+    if len(lengths) == 20:
+        break
+print(lengths)
+assert len(lengths) == 20
+"""
+
+
+@pytest.mark.slow
+def test_sigint_at_random_times():
+    """Twenty partial results, each a byte-equal prefix of the whole."""
+    environment = dict(os.environ, PYTHONPATH=str(pathlib.Path(ebm.__file__).parent.parent))
+    run = subprocess.run(
+        [sys.executable, "-c", INTERRUPTS], env=environment, capture_output=True, text=True, timeout=900
+    )
+    assert run.returncode == 0, run.stderr
+    lengths = list(map(int, run.stdout.strip("[]\n").split(",")))
+    assert len(set(lengths)) > 5  # interrupted at different stages
+
+
 def test_an_interrupted_run_is_saved_and_goes_on(whole, tmp_path, monkeypatch):
     pressed = Interruption()
     pressed.requested = True
