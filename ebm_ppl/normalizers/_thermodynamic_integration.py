@@ -102,7 +102,7 @@ def thermodynamic_integration(
         )
         one = estimate_from_tempering(draws.tempering)
         estimates.append(dataclasses.replace(one, problems=draws.problems + one.problems))
-    return finish(_stacked(estimates), batched=rows.batched, strict=strict)
+    return finish(stacked(estimates), batched=rows.batched, strict=strict)
 
 
 def estimate_from_tempering(tempering: Tempering | None) -> LogNormalizerEstimate:
@@ -123,7 +123,7 @@ def estimate_from_tempering(tempering: Tempering | None) -> LogNormalizerEstimat
     return LogNormalizerEstimate(value, error, float("nan"), float("nan"), "thermodynamic_integration", tuple(problems))
 
 
-def _stacked(estimates: list[LogNormalizerEstimate]) -> LogNormalizerEstimate:
+def stacked(estimates: list[LogNormalizerEstimate]) -> LogNormalizerEstimate:
     problems = tuple(
         dataclasses.replace(problem, condition=index)
         for index, estimate in enumerate(estimates)
