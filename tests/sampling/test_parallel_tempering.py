@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy import integrate
+from scipy import integrate, stats
 
 import ebm_ppl as ebm
 from ebm_ppl.sampling import _tempering_core
@@ -14,6 +14,7 @@ from ebm_ppl.sampling._parallel_tempering import respaced
 from tests.statistics import StatisticalError, assert_close, assert_mean_close
 
 MIXTURE = ebm.energies.GaussianMixture(jnp.array([0.3, 0.7]), jnp.array([[-4.0], [4.0]]), jnp.ones((2, 1, 1)))
+FOUR_SIGMA = 2 * stats.norm.sf(4)
 SETTINGS = {"inverse_temperatures": 6, "num_chains": 8, "num_warmup": 300, "num_samples": 2000, "progress_bar": False}
 
 
@@ -143,6 +144,26 @@ def test_no_round_trip_is_a_named_problem(draws, key):
     assert dataclasses.asdict(bad.problems[-1])["code"] == "NO_ROUND_TRIPS"
 
 
+def assert_diagnose_sees_that_one_kernel_alone_does_not_mix(energy, key):
+    """Whether it runs one chain, which cannot know what it missed, or four, which disagree."""
+    for num_chains, codes in ((1, {"TOO_SHORT"}), (4, {"R_HAT", "ESS_BULK"})):
+        alone = ebm.sample(energy, ebm.MALA(), key=key, num_chains=num_chains, progress_bar=False)
+        report = ebm.diagnose(alone, energy)
+        assert not report.ok
+        assert codes <= {problem.code for problem in report.problems}
+
+
+@pytest.mark.slow
+def test_two_even_modes_eight_standard_deviations_apart(key):
+    even = ebm.energies.GaussianMixture(jnp.array([0.5, 0.5]), jnp.array([[-4.0], [4.0]]), jnp.ones((2, 1, 1)))
+    draws = ebm.parallel_tempering(even, key=key, **SETTINGS | {"num_samples": 4000})
+    assert_mean_close((draws.positions > 0).astype(float), [0.5], alpha=FOUR_SIGMA)
+    for value, error in estimates(draws):
+        assert_close(value, 0.0, error, alpha=FOUR_SIGMA)
+    assert ebm.diagnose(draws, even).ok
+    assert_diagnose_sees_that_one_kernel_alone_does_not_mix(even, key)
+
+
 @pytest.mark.slow
 def test_many_wells(key):
     energy = ebm.energies.ManyWell(32)
@@ -151,6 +172,8 @@ def test_many_wells(key):
     )
     density = lambda a: np.exp(-(a**4) + 6 * a**2 + a / 2)  # noqa: E731
     right, left = integrate.quad(density, 0, 6)[0], integrate.quad(density, -6, 0)[0]
-    assert_mean_close((draws.positions[..., 0::2] > 0).astype(float), np.full(16, right / (right + left)))
+    share = right / (right + left)
+    assert_mean_close((draws.positions[..., 0::2] > 0).astype(float), np.full(16, share), alpha=16 * FOUR_SIGMA)
     for value, error in estimates(draws):
-        assert_close(value, float(energy.log_normalizer), error)
+        assert_close(value, float(energy.log_normalizer), error, alpha=FOUR_SIGMA)
+    assert_diagnose_sees_that_one_kernel_alone_does_not_mix(energy, key)
