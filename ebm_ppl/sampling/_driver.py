@@ -159,7 +159,7 @@ class Run:
             if "acceptance_rate" in stats:
                 facts["acceptance"] = f"{stats['acceptance_rate'].mean():.2f}"
             if progress.enabled:
-                live.add(piece[0])
+                live.add(piece[0], stats.get("acceptance_rate"))
                 facts |= live.facts()
             progress.update(count * self.thinning, **facts)
 

@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from ebm_ppl.sampling._problems import ZERO_ACCEPTANCE_STEPS
+
 MAX_CHAINS = MAX_COORDINATES = 16  # looked at, evenly spread over all there are
 MAX_BATCHES = 128  # neighbours are merged beyond it: memory does not grow with the run
 MIN_BATCHES = 16  # before that many there is nothing to say
@@ -16,11 +18,16 @@ class LiveDiagnostics:
     """
 
     def __init__(self) -> None:
-        self._length, self._pending, self._chains = 1, 0, 1.0
+        self._length, self._pending, self._chains, self._draws = 1, 0, 1.0, 0
+        self._accepted: np.ndarray | None = None
         self._sums = self._squares = self._pending_sum = self._pending_square = np.zeros((0, 1, 1))
 
-    def add(self, positions: np.ndarray) -> None:
-        """Draws `(draw, chain, *event)` that follow those seen before."""
+    def add(self, positions: np.ndarray, acceptance_rate: np.ndarray | None = None) -> None:
+        """Draws `(draw, chain, *event)` that follow those seen before, and their acceptance rates."""
+        self._draws += len(positions)
+        if acceptance_rate is not None:
+            accepted = (acceptance_rate > 0).any(0)
+            self._accepted = accepted if self._accepted is None else self._accepted | accepted
         columns = positions.reshape(*positions.shape[:2], -1)
         chains, coordinates = _spread(columns.shape[1], MAX_CHAINS), _spread(columns.shape[2], MAX_COORDINATES)
         self._chains = columns.shape[1] / len(chains)
@@ -37,10 +44,13 @@ class LiveDiagnostics:
 
     def facts(self) -> dict[str, str]:
         """What a progress line shows; nothing where it is too early to tell."""
+        facts = {}
+        if self._accepted is not None and self._draws >= ZERO_ACCEPTANCE_STEPS and not self._accepted.all():
+            facts["chains without acceptance"] = f"{(~self._accepted).sum()} of {len(self._accepted)}"
         if len(self._sums) < MIN_BATCHES:
-            return {}
+            return facts
         ess, rhat = self.slowest_ess, self.worst_rhat
-        return {"slowest ESS": f"{ess:.0f}", "worst R-hat": f"{rhat:.2f}" if np.isfinite(rhat) else "undefined"}
+        return facts | {"slowest ESS": f"{ess:.0f}", "worst R-hat": f"{rhat:.2f}" if np.isfinite(rhat) else "undefined"}
 
     @property
     def slowest_ess(self) -> float:

@@ -26,6 +26,8 @@ from ebm_ppl.sampling._resume import run_fingerprint
 from ebm_ppl.sampling._run_chains import chain_keys, chain_target
 from ebm_ppl.sampling._store import DrawStore
 
+MAX_TRANSITIONS = 2**31  # numbers from there on are folded into a chain's key for other ends
+
 
 def sample(
     energy: AbstractEnergy | Any,
@@ -136,6 +138,7 @@ def sample(
         "num_samples": check_count("num_samples", num_samples),
         "thinning": check_count("thinning", thinning),
     }
+    _check_length(counts)
     key = check_key(key)
     check_memory(
         num_chains=counts["num_chains"], num_samples=counts["num_samples"], event_shape=energy.event_shape,
@@ -162,6 +165,15 @@ def sample(
         raise ChainFailedError("; ".join(map(str, draws.problems)), draws)
     warn_problems(draws.problems, num_chains)
     return draws
+
+
+def _check_length(counts: dict[str, int]) -> None:
+    transitions = counts["num_warmup"] + counts["num_samples"] * counts["thinning"]
+    if transitions >= MAX_TRANSITIONS:
+        raise ValueError(
+            "`num_warmup` + `num_samples` * `thinning` must be below 2**31, the number of keys of a chain; "
+            f"got {transitions}."
+        )
 
 
 def _starts(
