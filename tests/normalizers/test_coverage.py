@@ -33,7 +33,8 @@ def line(part, index):
     errors = part.table(estimate.standard_error)[index]
     return (
         f"{estimate.method:26s} {part.names[index]:14s} covered {part.covered()[index].sum():3d} of {part.count}, "
-        f"mean error {errors.mean():.4f}, spread {part.table(estimate.value)[index].std():.4f}, largest {abs(z).max():.1f}"
+        f"mean error {errors.mean():.4f}, spread {part.table(estimate.value)[index].std():.4f}, "
+        f"largest {abs(z).max():.1f}"
     )
 
 
