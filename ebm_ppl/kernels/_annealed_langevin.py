@@ -45,7 +45,8 @@ class AnnealedLangevin(AbstractKernel):
 
     Every chain anneals once: give `num_warmup >= num_steps * (K - 1)`, so that all draws come from the last level
     (others are flagged `STILL_ANNEALING`), and many chains, because the modes of a chain are settled by then.
-    Unadjusted: at the last level the law is that of `ULA` with `step_size`, on the way it lags behind.
+    Unadjusted: at the last level the law is that of `ULA` with `step_size`, on the way it lags behind. The steps of the
+    first levels are long: where the curvature grows without bound (a quartic energy, say) chains may run away there.
 
     Args:
         levels: noise scales, strictly descending, or inverse temperatures, strictly ascending; shape `(K,)`, K >= 2.
@@ -60,11 +61,11 @@ class AnnealedLangevin(AbstractKernel):
 
     Example:
         >>> import jax, jax.numpy as jnp, ebm_ppl as ebm
-        >>> wells = ebm.energies.DoubleWell(4.0, 1)
-        >>> kernel = ebm.kernels.AnnealedLangevin([0.05, 0.2, 1.0], 0.01, over="inverse_temperature")
-        >>> draws = ebm.sample(wells, kernel, key=jax.random.key(0), num_chains=200, num_warmup=300, num_samples=1,
-        ...                    initial_positions=jnp.ones((200, 1)), progress_bar=False)
-        >>> bool(0.3 < (draws.positions < 0).mean() < 0.7)              # all started in the right well
+        >>> modes = ebm.energies.GaussianMixture([0.5, 0.5], [-3.0, 3.0], [0.5, 0.5])
+        >>> kernel = ebm.kernels.AnnealedLangevin([0.02, 0.2, 1.0], 0.05, over="inverse_temperature")
+        >>> draws = ebm.sample(modes, kernel, key=jax.random.key(0), num_chains=100, num_warmup=300, num_samples=1,
+        ...                    initial_positions=jnp.full(100, 3.0), progress_bar=False)
+        >>> bool(0.3 < (draws.positions < 0).mean() < 0.7)              # all started in the right one
         True
 
     References:
