@@ -6,6 +6,7 @@ from . import infer as infer
 from . import kernels as kernels
 from . import normalizers as normalizers
 from . import objectives as objectives
+from . import plots as plots
 from . import sampling as sampling
 from . import training as training
 from .diagnostics import Report as Report
@@ -53,6 +54,12 @@ from .kernels import ULA as ULA
 from .normalizers import LogNormalizerEstimate as LogNormalizerEstimate
 from .normalizers import log_normalizer as log_normalizer
 from .objectives import fisher_divergence as fisher_divergence
+from .plots import plot_detailed_balance as plot_detailed_balance
+from .plots import plot_energy as plot_energy
+from .plots import plot_log_normalizer as plot_log_normalizer
+from .plots import plot_mixing as plot_mixing
+from .plots import plot_tempering as plot_tempering
+from .plots import plot_training as plot_training
 from .sampling import Draws as Draws
 from .sampling import Tempering as Tempering
 from .sampling import parallel_tempering as parallel_tempering
