@@ -30,11 +30,11 @@ class BalanceReport:
         num_rounds: rounds of sequential control that were needed.
 
     Example:
-        >>> import jax, jax.numpy as jnp, ebm_ppl as ebm
-        >>> energy = ebm.energies.Gaussian(jnp.zeros(1), jnp.eye(1))
-        >>> report = ebm.diagnostics.detailed_balance(energy, ebm.ULA(0.5), key=jax.random.key(0), num_pairs=2000)
-        >>> report.ok, report.table.loc["two_sample", "verdict"]
-        (False, 'FAIL')
+        >>> import ebm_ppl as ebm
+        >>> problem = ebm.Problem("STALE_CACHE", "the gradient belongs to another point.")
+        >>> report = ebm.diagnostics.BalanceReport("broken", (problem,), (), kernel="MyKernel(step_size=0.1)")
+        >>> report.ok, report.codes
+        (False, ('STALE_CACHE',))
     """
 
     verdict: str

@@ -13,7 +13,7 @@ from ebm_ppl.energies._parameters import cast_floating
 from ebm_ppl.errors import Problem
 from ebm_ppl.kernels import AbstractKernel
 
-NUM_PAIRS = 256
+NUM_PAIRS = 1024
 TOLERANCE = 1e-9  # of a difference of acceptance rates, times the size of the energies that are subtracted
 SINGLE_PRECISION_TOLERANCE = 1e-4
 MAX_DISPLACEMENT = 1e-6
