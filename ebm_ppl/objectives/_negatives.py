@@ -50,10 +50,10 @@ def advance(
     BlackJAX's states cache log density and gradient. A state kept from before the last change of parameters would
     compare proposals under the new energy with a position valued under the old one.
     """
-    # BlackJAX draws its noise in JAX's default precision, and the chain takes it on.
-    dtype = jnp.promote_types(start.dtype, jnp.result_type(float))
-    kernel = cast_floating(kernel, dtype)
-    algorithm = kernel.build(log_density(stop_gradient(energy), stop_gradient(condition)))
+    # BlackJAX draws its noise in JAX's default precision, and the chain takes it on; the energy keeps that of the data.
+    dtype = jnp.result_type(float)
+    log_p = log_density(stop_gradient(energy), stop_gradient(condition))
+    algorithm = cast_floating(kernel, dtype).build(lambda x: log_p(x.astype(start.dtype)).astype(dtype))
     init_key, step_key = jax.random.split(key)
 
     def step(state: Any, key: Array) -> tuple[Any, tuple[Array | None, Array]]:

@@ -237,3 +237,18 @@ def test_tempered_chains_cross_between_modes(key):
 def test_settings_are_checked_by_name(settings, match):
     with pytest.raises((ValueError, TypeError), match=match):
         PersistentContrastiveDivergence(**({"kernel": ebm.MALA()} | settings))
+
+
+def test_float32_data_keep_their_precision_under_x64():
+    """BlackJAX draws float64 noise then; the chains move in it, energy, gradient and buffer stay float32."""
+    with jax.enable_x64(True):
+        data = jnp.ones((8, 2), jnp.float32)
+        model = isotropic_energy(jnp.asarray(0.7, jnp.float32), (2,))
+        objective = PersistentContrastiveDivergence(ebm.MALA(0.3), 2, 10, inverse_temperatures=[1.0, 0.5])
+        state = objective.init(model, data, key=jax.random.key(0))
+        call = eqx.filter_value_and_grad(
+            lambda model: objective(model, state, data, key=jax.random.key(1)), has_aux=True
+        )
+        (loss, (state, metrics)), gradient = eqx.filter_eval_shape(call, model)
+        dtypes = {leaf.dtype for leaf in (loss, state.positions, gradient.params, *metrics.values())}
+    assert dtypes == {jnp.dtype("float32")}
