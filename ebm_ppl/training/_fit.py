@@ -110,7 +110,9 @@ def fit(
 
     Returns:
         A `FitResult`. If loss, gradient or parameters become non-finite, training ends there: `result.model` is the
-        last good one, `result.ok` is False, and the problem `TRAINING_DIVERGED` names step and term. After
+        last good one, `result.ok` is False, and the problem `TRAINING_DIVERGED` names step and term. Where negatives
+        come from Markov chains, `NEGATIVES_STUCK` says that these stood still or met energies that are not finite, and
+        `ENERGIES_DRIFTING_APART` that they and the data part without bound. After
         Ctrl-C the result so far is returned with the problem `INTERRUPTED`; a second Ctrl-C raises. A batch of an
         iterable that cannot be used ends training too, `DATA_FAILED`; a full disk does not, `CHECKPOINT_FAILED`.
 

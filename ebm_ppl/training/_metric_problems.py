@@ -56,6 +56,7 @@ def _drifting_apart(metrics: dict[str, np.ndarray]) -> Problem | None:
     gap = metrics.get("energy_gap")
     if gap is None:
         return None
+    gap = gap.astype(np.float64)  # where training ends in overflow, sums in single precision would too
     fifths = np.array([np.mean(part) for part in np.array_split(gap[len(gap) // 2 :], 5)])
     size = np.abs(fifths)
     one_sided = bool(np.all(np.sign(fifths) == np.sign(fifths[-1])))

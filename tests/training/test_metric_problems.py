@@ -100,6 +100,7 @@ NOISE = np.random.default_rng(0).normal(size=200)
         ({"nonfinite_negatives": STEPS % 3}, ["NEGATIVES_STUCK"]),
         ({"nonfinite_negatives": (STEPS % 10) == 0}, []),
         ({"energy_gap": -np.exp(STEPS / 40)}, ["ENERGIES_DRIFTING_APART"]),
+        ({"energy_gap": np.exp(STEPS / 2.26).astype(np.float32)}, ["ENERGIES_DRIFTING_APART"]),  # nearly overflows
         ({"energy_gap": STEPS + 5 * NOISE}, ["ENERGIES_DRIFTING_APART"]),
         ({"energy_gap": np.exp(STEPS / 100)}, []),  # grows, and is small
         ({"energy_gap": 100 + 5 * NOISE}, []),  # large, and stays
