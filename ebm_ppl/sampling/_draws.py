@@ -8,6 +8,7 @@ import os
 import pathlib
 from typing import Any
 
+import equinox as eqx
 import numpy as np
 
 from ebm_ppl import kernels
@@ -122,11 +123,13 @@ class Draws:
         return atomic_write(path, buffer.getvalue(), overwrite=overwrite)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> "Draws":
+    def load(cls, path: str | os.PathLike[str], *, kernel: AbstractKernel | None = None) -> "Draws":
         """Read what `save`, or `ebm.sample(..., store=path)`, wrote, checking every checksum.
 
         Args:
             path: the file; or the store, whose arrays then are read-only memory maps.
+            kernel: the kernel, where it is a class of your own or holds an energy (`EllipticalSlice`): those are not
+                written.
 
         Returns:
             The draws, equal to those saved.
@@ -135,13 +138,11 @@ class Draws:
             CheckpointError: the file is missing, damaged, or not such a file. Nothing is half-loaded.
         """
         if pathlib.Path(path).is_dir():
-            return _from_store(cls, pathlib.Path(path))
+            return _from_store(cls, pathlib.Path(path), kernel)
         manifest, arrays = _read(pathlib.Path(path))
         fields = _group(arrays, "kernel/")
-        kernel_class = getattr(kernels, manifest["kernel"], None)
-        if kernel_class is None:
-            raise CheckpointError(f"{path}: kernel {manifest['kernel']!r} is not one of ebm_ppl's kernels.")
-        kernel = kernel_class(**{name: value.tolist() for name, value in fields.items()})
+        if kernel is None:
+            kernel = _rebuilt(path, manifest["kernel"], {name: value.tolist() for name, value in fields.items()})
         problems = tuple(Problem(**problem) for problem in manifest["problems"])
         ladder: dict[str, Any] = {
             name: value.item() if value.ndim == 0 else value for name, value in _group(arrays, "tempering/").items()
@@ -157,14 +158,24 @@ class Draws:
         )
 
 
-def _from_store(draws_class: type[Draws], path: pathlib.Path) -> Draws:
+def _rebuilt(path: Any, name: str, fields: dict[str, Any]) -> AbstractKernel:
+    """The recorded kernel, from its class and its numbers."""
+    kernel_class = getattr(kernels, name, None)
+    if kernel_class is None:
+        raise CheckpointError(f"{path}: kernel {name!r} is not one of ebm_ppl's: pass `kernel=`.")
+    try:
+        return kernel_class(**fields)
+    except TypeError as error:  # a field that holds an energy, and was not written
+        raise CheckpointError(f"{path}: kernel {name!r} cannot be rebuilt from its numbers: pass `kernel=`.") from error
+
+
+def _from_store(draws_class: type[Draws], path: pathlib.Path, kernel: AbstractKernel | None) -> Draws:
     store, facts, scale = load_store(path)
     fields = dict(facts["kernel"])
-    kernel_class = getattr(kernels, fields.pop("class"), None)
-    if kernel_class is None:
-        raise CheckpointError(f"{path}: kernel {facts['kernel']['class']!r} is not one of ebm_ppl's kernels.")
+    name = fields.pop("class")
+    kernel = _rebuilt(path, name, fields) if kernel is None else kernel
     problems = tuple(Problem(**problem) for problem in facts["problems"])
-    return draws_class(*store.maps(), kernel_class(**fields), problems, facts["settings"], scale)
+    return draws_class(*store.maps(), kernel, problems, facts["settings"], scale)
 
 
 def _group(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
@@ -172,7 +183,9 @@ def _group(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
 
 
 def _kernel_fields(kernel: AbstractKernel) -> dict[str, Any]:
-    return {field.name: getattr(kernel, field.name) for field in dataclasses.fields(kernel)}
+    """Numbers and names; a field that is an energy has no place in a file."""
+    fields = {field.name: getattr(kernel, field.name) for field in dataclasses.fields(kernel)}
+    return {name: value for name, value in fields.items() if eqx.is_array_like(value) or isinstance(value, str)}
 
 
 def _fingerprint(values: np.ndarray) -> str:

@@ -32,7 +32,11 @@ def kernel_fingerprint(kernel: AbstractKernel) -> dict[str, Any]:
     """Class and hyperparameters of a kernel."""
     fields = {field.name: getattr(kernel, field.name) for field in dataclasses.fields(kernel)}
     return {"class": type(kernel).__name__} | {
-        name: np.asarray(value).tolist() if eqx.is_array_like(value) else describe(value)
+        name: value
+        if isinstance(value, str)
+        else np.asarray(value).tolist()
+        if eqx.is_array_like(value)
+        else describe(value)
         for name, value in fields.items()
     }
 

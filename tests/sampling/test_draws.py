@@ -90,3 +90,27 @@ def test_a_manifest_that_does_not_match_is_refused(draws, tmp_path):
     path.write_bytes(buffer.getvalue())
     with pytest.raises(ebm.CheckpointError, match="positions"):
         ebm.Draws.load(path)
+
+
+def test_kernels_that_hold_an_energy_are_asked_for(tmp_path):
+    base = ebm.energies.Gaussian(jnp.zeros(2), jnp.eye(2))
+    kernel = ebm.kernels.EllipticalSlice(base)
+    settings = {"key": jax.random.key(0), "num_warmup": 0, "num_samples": 5, "progress_bar": False}
+    draws = ebm.sample(base, kernel, store=tmp_path / "draws.zarr", **settings)
+    for path in (draws.save(tmp_path / "draws.npz"), tmp_path / "draws.zarr"):
+        with pytest.raises(ebm.CheckpointError, match=r"EllipticalSlice.*pass `kernel=`"):
+            ebm.Draws.load(path)
+        again = ebm.Draws.load(path, kernel=kernel)
+        assert np.array_equal(again.positions, draws.positions)
+
+
+def test_kernels_with_arrays_and_names_come_back(tmp_path):
+    kernel = ebm.kernels.AnnealedLangevin([0.5, 1.0], 0.1, over="inverse_temperature", num_steps=1)
+    settings = {"num_warmup": 1, "num_samples": 5, "progress_bar": False}
+    energy = ebm.energies.Gaussian(jnp.zeros(2), jnp.eye(2))
+    ebm.sample(
+        energy, kernel, key=jax.random.key(0), store=tmp_path / "draws.zarr", checkpoint=tmp_path / "run", **settings
+    )
+    again = ebm.Draws.load(tmp_path / "draws.zarr").kernel
+    assert (again.over, again.levels.tolist()) == ("inverse_temperature", [0.5, 1.0])
+    assert ebm.resume(tmp_path / "run", energy, progress_bar=False).num_draws == 5
