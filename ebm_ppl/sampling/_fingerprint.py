@@ -31,14 +31,14 @@ def energy_fingerprint(energy: AbstractEnergy) -> dict[str, str]:
 def kernel_fingerprint(kernel: AbstractKernel) -> dict[str, Any]:
     """Class and hyperparameters of a kernel."""
     fields = {field.name: getattr(kernel, field.name) for field in dataclasses.fields(kernel)}
-    return {"class": type(kernel).__name__} | {
-        name: value
-        if isinstance(value, str)
-        else np.asarray(value).tolist()
-        if eqx.is_array_like(value)
-        else describe(value)
-        for name, value in fields.items()
-    }
+    return {"class": type(kernel).__name__} | {name: _as_json(value) for name, value in fields.items()}
+
+
+def _as_json(value: Any) -> Any:
+    """Numbers, arrays and names as themselves, anything else as a text."""
+    if isinstance(value, str):
+        return value
+    return np.asarray(value).tolist() if eqx.is_array_like(value) else describe(value)
 
 
 def array_fingerprint(*arrays: Any) -> str:
