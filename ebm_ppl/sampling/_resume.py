@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from ebm_ppl import kernels
 from ebm_ppl._checks import check_condition
@@ -18,6 +19,7 @@ from ebm_ppl.sampling._checkpoint import Checkpoint, Saved, library_versions, lo
 from ebm_ppl.sampling._draws import Draws
 from ebm_ppl.sampling._driver import Journey, Run
 from ebm_ppl.sampling._fingerprint import array_fingerprint, energy_fingerprint, kernel_fingerprint
+from ebm_ppl.sampling._mesh import check_mesh, place_chains
 from ebm_ppl.sampling._run_chains import Chains, chain_target
 from ebm_ppl.sampling._store import DrawStore
 
@@ -39,6 +41,7 @@ def run_fingerprint(run: Run) -> dict[str, Any]:
         "init_strategy": run.init_strategy,
         "redrawn_starts": run.redrawn_starts,
         "unfinished_searches": run.unfinished_searches,
+        "devices": 1 if run.target.mesh is None else run.target.mesh.devices.size,
         "dtype": str(run.positions.dtype),
         "event_shape": list(run.positions.shape[1:]),
         "versions": library_versions(),
@@ -51,6 +54,7 @@ def resume(
     *,
     kernel: AbstractKernel | None = None,
     condition: Any = None,
+    mesh: Mesh | Any = None,
     progress_bar: bool = True,
     strict: bool = False,
 ) -> Draws:
@@ -65,6 +69,7 @@ def resume(
         energy: the energy; its code is yours, never read from a file.
         kernel: only for a kernel class of your own; ours are rebuilt from the record.
         condition: the condition given to `sample`, if any.
+        mesh: a mesh of as many devices as `sample` was given, if any: rounding depends on their number.
         progress_bar: as in `sample`.
         strict: as in `sample`.
 
@@ -73,7 +78,7 @@ def resume(
 
     Raises:
         CheckpointError: there is no checkpoint, it is damaged beyond the last two versions, or energy, condition,
-            kernel or library versions differ (the message says which).
+            kernel, number of devices or library versions differ (the message says which).
         ChainFailedError: `strict=True` and there is a problem.
 
     Example:
@@ -86,7 +91,7 @@ def resume(
         True
     """
     saved = load_checkpoint(checkpoint_path)
-    run = _rebuild(saved, energy, kernel, condition)
+    run = _rebuild(saved, energy, kernel, condition, mesh)
     _refuse_differences(saved.manifest["fingerprint"], run_fingerprint(run), checkpoint_path)
     journey = _journey(run, saved)
     drawn = journey.drawn
@@ -103,7 +108,7 @@ def resume(
     return draws
 
 
-def _rebuild(saved: Saved, energy: AbstractEnergy, kernel: AbstractKernel | None, condition: Any) -> Run:
+def _rebuild(saved: Saved, energy: AbstractEnergy, kernel: AbstractKernel | None, condition: Any, mesh: Any) -> Run:
     record = saved.manifest["fingerprint"]
     dtype = np.dtype(record["dtype"])
     kernel = _recorded_kernel(record["kernel"]) if kernel is None else kernel
@@ -113,7 +118,7 @@ def _rebuild(saved: Saved, energy: AbstractEnergy, kernel: AbstractKernel | None
     positions = jnp.zeros((record["num_chains"], *record["event_shape"]), dtype)
     return Run(
         kernel,
-        chain_target(energy, condition),
+        chain_target(energy, condition, check_mesh(mesh, record["num_chains"])),
         positions,
         key,
         record["precondition"],
@@ -157,5 +162,5 @@ def _journey(run: Run, saved: Saved) -> Journey:
     found = [(leaf.shape, leaf.dtype) for leaf in saved.leaves]
     if shapes != found:
         raise CheckpointError("the saved state does not fit this kernel and energy.")
-    chains = jax.tree.unflatten(treedef, [jnp.asarray(leaf) for leaf in saved.leaves])
+    chains = jax.tree.unflatten(treedef, [place_chains(jnp.asarray(leaf), run.target.mesh) for leaf in saved.leaves])
     return Journey(chains, saved.manifest["warmed"], warm, list(saved.pieces))

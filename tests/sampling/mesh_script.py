@@ -32,6 +32,8 @@ def main(processes, process_id, port, out):
         name: ebm.sample(energy, kernel, num_warmup=num_warmup, **settings).positions
         for name, (energy, kernel, num_warmup) in runs.items()
     }
+    settings |= {"num_samples": 4000, "num_warmup": 0}  # of many chunks, on whose lengths all processes must agree
+    draws["long"] = ebm.sample(elementwise, ebm.MALA(0.1), **settings).positions
     for name, kernel in (
         ("blackjax", ebm.BlackJAXKernel(potential_fn=potential)),
         ("numpyro", NUTS(potential_fn=potential)),

@@ -63,11 +63,47 @@ def test_elementwise_energies_give_the_same_bits_without_contraction(tmp_path):
     flags = "--xla_cpu_max_isa=AVX"
     one = run(tmp_path, 1, flags=flags)
     for other in (run(tmp_path, 8, flags=flags), run(tmp_path, 4, processes=2, flags=flags)):
-        for name in ("mala", "nuts", "warmed", "blackjax"):
+        for name in ("mala", "nuts", "warmed", "long", "blackjax"):
             assert one[name].tobytes() == other[name].tobytes(), name
         assert_same_draws(one, other, ("mlp",))
         # NumPyro's NUTS takes its inner products by matrix routines: rounding, amplified over warm-up
         assert np.median(np.abs(one["numpyro"] - other["numpyro"])) < 1e-3
+
+
+RESUMED = """
+import sys, jax, jax.numpy as jnp, numpy as np
+import ebm_ppl as ebm
+from ebm_ppl.sampling import _checkpoint
+_checkpoint.MIN_SECONDS = 0.0
+energy, mesh = ebm.energies.Gaussian(jnp.zeros(2), jnp.eye(2)), jax.make_mesh((4,), ("chains",))
+settings = {"num_chains": 8, "num_warmup": 60, "num_samples": 100, "progress_bar": False, "mesh": mesh}
+whole = ebm.sample(energy, key=jax.random.key(0), **settings)
+save, count = _checkpoint.Checkpoint.save, iter(range(1000))
+def killed(self, *args):
+    save(self, *args)
+    if next(count) == 4:
+        raise InterruptedError
+_checkpoint.Checkpoint.save = killed
+try:
+    ebm.sample(energy, key=jax.random.key(0), checkpoint=sys.argv[1], **settings)
+except InterruptedError:
+    resumed = ebm.resume(sys.argv[1], energy, mesh=mesh, progress_bar=False)
+    assert resumed.positions.tobytes() == whole.positions.tobytes()
+    try:
+        ebm.resume(sys.argv[1], energy, progress_bar=False)
+    except ebm.CheckpointError as error:
+        print(error)
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_run_on_a_mesh_goes_on_to_the_same_bits_on_as_many_devices(tmp_path):
+    environment = dict(os.environ, PYTHONPATH=str(pathlib.Path(ebm.__file__).parent.parent), JAX_PLATFORMS="cpu")
+    environment["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
+    command = [sys.executable, "-c", RESUMED, str(tmp_path / "run")]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
+    assert run.returncode == 0, run.stderr
+    assert "it differs in devices" in run.stdout
 
 
 def test_a_mesh_of_one_device_changes_nothing():
