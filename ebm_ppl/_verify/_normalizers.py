@@ -13,6 +13,8 @@ from ebm_ppl._verify._row import Row
 
 CURVATURE, SCALE = 0.4, 1.2
 LOG_NORMALIZER = float(np.log(2 * np.pi * SCALE))
+LOG_LIKELIHOOD = -1 - LOG_NORMALIZER  # E E(x) = d / 2
+HELD_OUT = "held_out_log_likelihood"
 
 type Estimator = Callable[[Any, Any, Array], Any]
 """`estimator(function, energy, key)`: what the normaliser returns for this energy."""
@@ -21,7 +23,8 @@ type Estimator = Callable[[Any, Any, Array], Any]
 def check_normalizer(what: str, estimator: Estimator, function: Any, key: Array) -> list[Row]:
     """One estimate and its own standard error."""
     estimate = estimator(function, energies.Banana(CURVATURE, SCALE), key)
-    return [Row(what, "log Z", LOG_NORMALIZER, float(estimate.value), float(estimate.standard_error))]
+    quantity, truth = ("log Z", LOG_NORMALIZER) if what.rpartition(".")[2] != HELD_OUT else ("E log p", LOG_LIKELIHOOD)
+    return [Row(what, quantity, truth, float(estimate.value), float(estimate.standard_error))]
 
 
 def _wide() -> energies.Gaussian:
@@ -41,4 +44,16 @@ NORMALIZERS: dict[str, Estimator] = {
         energy, _wide(), key=key, num_particles=128, num_runs=40
     ),
     "bridge": lambda function, energy, key: function(energy, _draws(energy, key), key=key, progress_bar=False),
+    "thermodynamic_integration": lambda function, energy, key: function(
+        energy, _wide(), key=key, inverse_temperatures=8, num_warmup=200, num_samples=1000, progress_bar=False
+    ),
+    "quadrature": lambda function, energy, key: function(energy, key=key),
+    "log_normalizer": lambda function, energy, key: function(
+        energy,
+        _wide(),
+        key=key,
+        options={"sequential_monte_carlo": {"num_particles": 128, "num_runs": 40}},
+        progress_bar=False,
+    ),
+    HELD_OUT: lambda function, energy, key: function(energy, _draws(energy, key).reshape(-1, 2), LOG_NORMALIZER),
 }

@@ -12,10 +12,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flowjax.distributions import Normal
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array
 
-from ebm_ppl import energies
+from ebm_ppl import energies, kernels, objectives
+from ebm_ppl._verify._games import contrast_slope, contrast_value, game_slope, game_value
 from ebm_ppl._verify._oracles import expectation, log_normal, slopes, softplus
 from ebm_ppl._verify._row import Row, mean_rows
 from ebm_ppl.objectives import AbstractObjective
@@ -24,6 +26,7 @@ NUM_BATCHES, NUM_ROWS = 512, 64
 MEAN, VARIANCES = np.array([1.0, -0.5, 0.25]), np.array([1.0, 2.0, 0.5])
 SQUARE, SUM = float(np.sum(MEAN**2 + VARIANCES)), float(np.sum(MEAN))  # E |x|^2, E sum(x)
 SCALES = np.array([1.0, 0.5])
+STEP = 0.2  # of the Langevin chains that make negatives
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,8 +38,9 @@ class Setting:
         model: with wrong parameters, so that the slope is not zero.
         data: the law of the data.
         loss: expectation of the loss as a function of the model's parameters in the order of its leaves.
-        slope: expectation of the gradient, where the objective is not one that has a value.
+        slope: expectation of the gradient, where it is not that of the value.
         label: what is special about this setting.
+        num_calls: how often the objective is called, each time with the state that the call before left.
     """
 
     objective: AbstractObjective
@@ -45,6 +49,7 @@ class Setting:
     loss: Callable[[np.ndarray], float] | None
     slope: Callable[[np.ndarray], np.ndarray] | None = None
     label: str = ""
+    num_calls: int = 1
 
 
 def check_objective(what: str, settings: list[Setting], key: Array) -> list[Row]:
@@ -79,6 +84,8 @@ def _replicate(setting: Setting, key: Array) -> np.ndarray:
         data_key, init_key, step_key = jax.random.split(key, 3)
         batch = setting.data.sample(data_key, (NUM_ROWS,))
         state = setting.objective.init(setting.model, batch, key=init_key)
+        for call in range(setting.num_calls - 1):
+            _, (state, _) = setting.objective(setting.model, state, batch, key=jax.random.fold_in(init_key, call))
 
         def loss(theta: Array) -> Array:
             return setting.objective(eqx.combine(unravel(theta), static), state, batch, key=step_key)[0]
@@ -190,6 +197,34 @@ def _discrepancy(theta: np.ndarray) -> float:
     return expectation(loss, (1.0, 1.0), *[(0.0, 1.0)] * 3, points=28)
 
 
+def _likelihood(theta: np.ndarray) -> float:
+    """E E(x) + log Z, data N(1, 1)."""
+    a, b = theta
+    return a + b + np.log(2 * np.pi / a) / 2 + b**2 / (2 * a)
+
+
+def _magnitude(theta: np.ndarray) -> float:
+    return expectation(lambda x: _energy(theta, x) ** 2, (1.0, 1.0))
+
+
+def _steepness(theta: np.ndarray) -> float:
+    return 2 * _half_square(theta[0], theta[1])
+
+
+def _sum(theta: np.ndarray) -> float:
+    return _score_matching(theta) + 0.25 * _steepness(theta)
+
+
+def _chains(objective: AbstractObjective, num_steps: int, num_calls: int = 1) -> Setting:
+    value, slope = contrast_value(STEP, num_steps), contrast_slope(STEP, num_steps)
+    return Setting(objective, _model((1,), a=1.2, b=0.5), _line(1.0, 1.0), value, slope, num_calls=num_calls)
+
+
+def _game(objective: AbstractObjective) -> Setting:
+    players = energies.ShiftedEnergy(_model((1,), a=1.2, b=0.5), 0.7), Normal(jnp.full(1, 0.3), 1.5)
+    return Setting(objective, players, _line(1.0, 1.0), game_value, game_slope)
+
+
 def _on_a_line(objective: AbstractObjective, loss: Callable[[np.ndarray], float]) -> Setting:
     return Setting(objective, _model((1,), a=1.2, b=0.5), _line(1.0, 1.0), loss)
 
@@ -214,4 +249,21 @@ OBJECTIVES: dict[str, Callable[[Any], list[Setting]]] = {
     "ConditionalNoiseContrastive": lambda cls: [_on_a_line(cls(0.5, 2), _conditional_contrast)],
     "MinimumProbabilityFlow": lambda cls: [_on_a_line(cls(0.5, 2), _probability_flow)],
     "EnergyDiscrepancy": lambda cls: [_on_a_line(cls(0.7, 2), _discrepancy)],
+    "MaximumLikelihood": lambda cls: [_on_a_line(cls(-12.0, 12.0, 64), _likelihood)],
+    "EnergyMagnitudePenalty": lambda cls: [_on_a_line(cls(), _magnitude)],
+    "GradientPenalty": lambda cls: [Setting(cls(), _model((3,)), _data(), _steepness)],
+    "SumObjective": lambda cls: [
+        Setting(
+            cls(objectives.ExactScoreMatching(), objectives.GradientPenalty(), weights=[1.0, 0.25]),
+            _model((3,)),
+            _data(),
+            _sum,
+        )
+    ],
+    "ContrastiveDivergence": lambda cls: [_chains(cls(kernels.ULA(STEP), 3), 3)],
+    # As many chains as rows: all of them move in every call, and go on from where they were.
+    "PersistentContrastiveDivergence": lambda cls: [
+        _chains(cls(kernels.ULA(STEP), 2, num_particles=NUM_ROWS), 4, num_calls=2)
+    ],
+    "FlowContrastive": lambda cls: [_game(cls())],
 }
