@@ -58,8 +58,14 @@ def test_annealed_importance_is_unbiased_on_the_normalizer(short):
 
 
 def test_forward_and_reverse_enclose_the_truth(short):
-    """Jensen: with few temperatures both gaps are many standard errors wide."""
-    estimate = _annealed_importance.estimate_from_annealing(short, independent=True)
+    """Jensen: with few temperatures and eight weights to a run both gaps are many standard errors wide."""
+    runs = short._replace(
+        forward=short.forward.reshape(-1, 8),
+        reverse=short.reverse.reshape(-1, 8),
+        inside=jnp.ones(short.forward.size // 8),
+        pilot_reached=jnp.ones(short.forward.size // 8),
+    )
+    estimate = _annealed_importance.estimate_from_annealing(runs, independent=True)
     forward, reverse = (np.asarray(bound) - float(FAR.log_normalizer) for bound in estimate.bounds)
 
     def standard_errors(values):
@@ -84,7 +90,8 @@ def test_too_narrow_a_proposal_is_noticed(key):
 def test_too_short_a_ladder_is_noticed(key):
     """Two temperatures to a law four standard deviations away: at least 19 of 20 runs are flagged; with 64, few."""
     estimates = [
-        _annealed_importance.estimate_from_annealing(annealed(key, 20, levels), independent=True) for levels in (2, 64)
+        _annealed_importance.estimate_from_annealing(annealed(key, 20, levels, 256), independent=True)
+        for levels in (2, 64)
     ]
     bad, good = ([not one[row].ok for row in range(20)] for one in estimates)
     assert sum(bad) >= 19
