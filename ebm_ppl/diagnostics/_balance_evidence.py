@@ -15,6 +15,7 @@ from ebm_ppl.diagnostics._features import Features, auxiliary_features, auxiliar
 from ebm_ppl.diagnostics._gandy_scott import rank_test, two_sample_test
 from ebm_ppl.diagnostics._one_step import one_step_test
 from ebm_ppl.diagnostics._transitions import Chains, Ratio, Step, Target, evaluate, start
+from ebm_ppl.errors import InvalidDataError
 from ebm_ppl.kernels import AbstractKernel
 
 
@@ -89,9 +90,11 @@ def collect(
 ) -> Collected:
     """`num_steps` transitions of every lane; for reversible kernels a second path from the same start."""
     fresh_energies = np.asarray(evaluate(target, jax.numpy.asarray(fresh), gradient=False)[0], np.float64)
+    _check_energies(fresh_energies)
     features = features_of(fresh.astype(np.float64), fresh_energies)
     keys = jax.random.split(key, 3)
     chains = Chains(kernel, target, positions, keys[0], ratio)
+    _check_energies(chains.energy)
     other = start(kernel, target, jax.numpy.asarray(positions), jax.random.split(keys[1], len(positions)))
     leaves = auxiliary_leaves(chains.states, other)
     before, energy = features(chains.position, chains.energy), chains.energy
@@ -149,6 +152,15 @@ def statistical_tests(evidence: Evidence, rng: np.random.Generator) -> tuple[lis
     )
     exchangeability, bound = exchangeability_test(here, there, rng)
     return [*tests, exchangeability], bound
+
+
+def _check_energies(energies: Float[np.ndarray, " n"]) -> None:
+    bad = int((~np.isfinite(energies)).sum())
+    if bad:
+        raise InvalidDataError(
+            f"`reference_draws` must be draws from exp(-energy): the energy is NaN or infinite at {bad} of "
+            f"{len(energies)} of them."
+        )
 
 
 def _moved(chains: Chains) -> tuple[np.ndarray, np.ndarray]:

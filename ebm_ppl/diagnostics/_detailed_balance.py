@@ -106,7 +106,7 @@ def detailed_balance(
 
     Raises:
         TypeError: `energy` or `kernel` is none.
-        ValueError: a number is out of range, or there are too few reference draws.
+        ValueError: a number is out of range, there are too few reference draws, or the energy is not finite at them.
         KeyArgumentError: `key` is not one JAX key.
 
     Example:

@@ -38,7 +38,7 @@ def check_structure(
     """
     rows = [
         _finite(chains, replay[2]),
-        _moves(replay[2]),
+        _moves(chains, replay[2]),
         _cached_values(kernel, target, chains),
         _memory(kernel, target, chains, auxiliary),
         _replay(kernel, target, *replay),
@@ -61,9 +61,9 @@ def _finite(chains: Chains, first: Step) -> tuple[Finding, Problem | None]:
     return _row("finite", float(bad.mean()), "NONFINITE_STATE", advice)
 
 
-def _moves(first: Step) -> tuple[Finding, Problem | None]:
-    frozen = first.accepted is not None and not np.asarray(first.accepted).any()
-    advice = "no chain accepted a move: the step size is far too large, or every proposal is unusable."
+def _moves(chains: Chains, first: Step) -> tuple[Finding, Problem | None]:
+    frozen = _differ(chains.position, first.position) == 0
+    advice = "no chain moved after the first step: the step size is far too large, or every proposal is unusable."
     return _row("moves", float(frozen), "STUCK_CHAIN", advice)
 
 

@@ -17,7 +17,7 @@ from ebm_ppl.diagnostics._features import features_of
 from ebm_ppl.diagnostics._gandy_scott import SequentialControl
 from ebm_ppl.diagnostics._randomisation import bernoulli_p_value, sign_flip_p_value
 from ebm_ppl.diagnostics._violation import violation
-from ebm_ppl.errors import EnergyShapeError
+from ebm_ppl.errors import EnergyShapeError, InvalidDataError
 from tests.broken_kernels import BrokenMALA
 from tests.diagnostics.kernels_on_trial import (
     CORRELATED,
@@ -275,6 +275,8 @@ def test_reference_draws_of_all_kinds(key):
     assert report.ok, report
     assert "effective draws" in report.notes[0]
     assert 1000 < report.num_pairs <= 2000
+    with pytest.raises(InvalidDataError, match="must be draws from exp"):
+        detailed_balance(TRUNCATED, BrokenMALA(0.5), 3 + truncated_draws(key, 8000), key=key, num_pairs=4000)
     with pytest.raises(EnergyShapeError, match="`reference_draws` must have shape"):
         detailed_balance(CORRELATED, ebm.RandomWalk(1.0), jnp.zeros((500, 3)), key=key)
     with pytest.raises(EnergyShapeError, match="at least 200 independent draws"):
