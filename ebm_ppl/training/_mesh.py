@@ -13,12 +13,17 @@ def batch_sharding(mesh: Any, batch_size: int | None) -> NamedSharding | None:
     Raises:
         TypeError: not a `jax.sharding.Mesh`.
         ValueError: the number of devices does not divide `batch_size`.
+        NotImplementedError: the mesh spans several processes.
     """
     if mesh is None:
         return None
     if not isinstance(mesh, Mesh):
         raise TypeError(
             f"`mesh` must be a jax.sharding.Mesh, e.g. jax.make_mesh((8,), ('batch',)); got {type(mesh).__name__}."
+        )
+    if any(device.process_index != jax.process_index() for device in mesh.devices.flat):
+        raise NotImplementedError(
+            "`fit` spreads over the devices of one process: make the mesh of jax.local_devices()."
         )
     if batch_size is not None and batch_size % mesh.devices.size:
         raise ValueError(

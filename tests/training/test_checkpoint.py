@@ -241,6 +241,7 @@ def test_descriptions_do_not_depend_on_the_process():
     assert tree_fingerprint(NoiseContrastive(noise, 2)) != tree_fingerprint(NoiseContrastive(noise, 3))
 
 
+NUM_KILLS = 20
 SCRIPT = """
 import sys, jax, numpy as np, optax, ebm_ppl as ebm
 from ebm_ppl.training import _checkpoint
@@ -259,7 +260,7 @@ np.savez(out, *[np.asarray(leaf) for leaf in leaves if hasattr(leaf, "dtype")])
 
 @pytest.mark.slow
 def test_sigkill_at_random_times(tmp_path):
-    """Twenty SIGKILLs, then the run is finished: the bytes are those of a run that nobody touched."""
+    """Twenty SIGKILLs soon after a save, then the run is finished: the bytes of a run that nobody touched."""
     script = tmp_path / "run.py"
     script.write_text(SCRIPT)
     environment = dict(os.environ, PYTHONPATH=str(pathlib.Path(ebm.__file__).parent.parent))
@@ -275,9 +276,13 @@ def test_sigkill_at_random_times(tmp_path):
             return [file[name].tobytes() for name in file.files]
 
     whole = finish(tmp_path / "whole", tmp_path / "whole.npz")
-    for delay in np.random.default_rng(0).uniform(2.0, 8.0, 20):
+    manifest = tmp_path / "killed" / "manifest.json"
+    for delay in np.random.default_rng(0).uniform(0.0, 0.5, NUM_KILLS):
+        before = manifest.stat().st_mtime_ns if manifest.exists() else 0
         process = start(tmp_path / "killed", tmp_path / "killed.npz")
         process.stdout.readline()
+        while process.poll() is None and (manifest.stat().st_mtime_ns if manifest.exists() else 0) == before:
+            time.sleep(0.01)
         time.sleep(delay)
         process.send_signal(signal.SIGKILL)
         process.communicate()
