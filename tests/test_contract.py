@@ -17,6 +17,7 @@ from jax.test_util import check_grads
 import ebm_ppl
 from tests.cases import CASES, KERNELS, OBJECTIVES
 from tests.contract import Case, ObjectiveCase
+from tests.normalizers.targets import ROWS as NORMALIZER_ROWS
 from tests.statistics import StatisticalError, assert_iid_mean_close
 
 DOCS = pathlib.Path(__file__).parent.parent / "docs" / "api"
@@ -78,6 +79,21 @@ def test_every_export_is_documented(folder, name, value):
     assert isinstance(value, typing.TypeAliasType) or not isinstance(value, type) or inspect.getdoc(value)
 
 
+ESTIMATORS = [
+    (name, value)
+    for folder, name, value in EXPORTS
+    if folder == "normalizers" and inspect.signature(value).return_annotation is ebm_ppl.LogNormalizerEstimate
+]
+
+
+@pytest.mark.parametrize(("name", "value"), [pytest.param(*row, id=row[0]) for row in ESTIMATORS])
+def test_every_estimator_of_log_z_has_a_row_and_a_reference(name, value):
+    """A row runs it on the energies of `tests/normalizers/targets.py`; `log_normalizer` only compares the others."""
+    where = "`ROWS` of tests/normalizers/targets.py"
+    assert name in NORMALIZER_ROWS or name == "log_normalizer", f"{name} has no row in {where}: add one."
+    assert not missing_reference(value)
+
+
 def test_the_contract_notices_what_is_missing():
     class Undocumented:
         """One line.
@@ -90,6 +106,7 @@ def test_the_contract_notices_what_is_missing():
     assert missing_reference(Undocumented)
     assert missing_entry("energies", "Undocumented")
     assert missing_entry("energies", "MLPEnergy", ["::: ebm_ppl.MLPEnergy\n::: ebm_ppl.energies.MLPEnergy"])
+    assert {name for name, _ in ESTIMATORS} == {*NORMALIZER_ROWS, "log_normalizer"}
     assert {"energies", "kernels", "objectives"} <= {folder for folder, _, _ in MODULES}
 
 
