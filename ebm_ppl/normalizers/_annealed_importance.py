@@ -217,7 +217,8 @@ def _anneal(
     steps = jnp.diff(schedule.betas)
 
     def weigh(log_weight: Array, x: Array, step: Array) -> Array:
-        increment = step * jax.vmap(path.log_ratio)(x)
+        ratio = jax.vmap(path.log_ratio)(x)
+        increment = jnp.where(step == 0, jnp.zeros_like(ratio), step * ratio)  # two equal temperatures: not 0 * inf
         return jnp.where(log_weight == -jnp.inf, -jnp.inf, log_weight + increment)
 
     def level(carry: tuple[Array, Array], inputs: tuple) -> tuple[tuple[Array, Array], None]:
