@@ -3,9 +3,9 @@
 `python -m benchmarks.score_matching_cost` prints one Markdown table. Each row is one dimension d; each figure the time
 of one gradient of the mean loss in the parameters, divided by that of the mean energy (one forward and one backward
 pass). All programs of a row are timed in turn, in one process, several rounds; the figure is the ratio of the shortest
-times, which other work on the machine does not change. "by hand" is the forward Laplacian written out for a multilayer
-perceptron, the cheapest way known to us; "backward" is the derivative of the gradient along d directions, as most
-libraries have it.
+CPU times, which other work on the machine changes least. "by hand" is the forward Laplacian written out for a
+multilayer perceptron, the cheapest way known to us; "backward" is the derivative of the gradient along d directions, as
+most libraries have it. XLA_FLAGS=--xla_cpu_multi_thread_eigen=false keeps threads that wait out of the count.
 """
 
 import argparse
@@ -90,12 +90,12 @@ def step(objective, model, batch, key):
 
 
 def seconds(program, at_least=0.02):
-    """Time of one call: the mean over as many as fill `at_least` seconds."""
-    calls, started = 0, time.perf_counter()
-    while calls == 0 or time.perf_counter() - started < at_least:
+    """CPU time of one call: the mean over as many as fill `at_least` seconds."""
+    calls, started = 0, time.process_time()
+    while calls == 0 or time.process_time() - started < at_least:
         jax.block_until_ready(program())
         calls += 1
-    return (time.perf_counter() - started) / calls
+    return (time.process_time() - started) / calls
 
 
 def measure(dim, width, depth, batch_size, repeats):

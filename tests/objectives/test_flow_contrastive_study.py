@@ -32,9 +32,9 @@ def test_densities_are_normalised_and_those_of_their_draws(name, key):
 
 
 @pytest.mark.slow
-def test_the_game_learns_many_modes_and_log_z():
-    """25 Gaussians, 2500 steps: no worse than noise N(0, 4I) by more than a tenth; log Z is that of quadrature."""
-    game, _ = study("25 Gaussians", "FCE", 2500)
-    noise, _ = study("25 Gaussians", "NCE, noise N(0, 4I)", 2500)
-    assert game["error"] < 1.1 * noise["error"]
+def test_the_game_beats_fixed_noise_between_many_modes():
+    """25 Gaussians: log density closer to the truth at equal steps; the learned log Z is that of quadrature."""
+    game, _ = study("25 Gaussians", "FCE", 5000)
+    noise, _ = study("25 Gaussians", "NCE, noise N(0, 4I)", 5000)
+    assert game["error"] < noise["error"]
     assert abs(game["log Z"]) < 0.05
