@@ -13,7 +13,7 @@ import pytest
 from blackjax.base import SamplingAlgorithm
 
 import ebm_ppl as ebm
-from ebm_ppl import kernels, objectives
+from ebm_ppl import kernels, normalizers, objectives
 from ebm_ppl.__main__ import main
 from ebm_ppl._verify import _objectives
 from ebm_ppl._verify._row import Row, critical_value, mean_rows
@@ -23,14 +23,15 @@ from tests.statistics import critical_value as reference_value
 
 
 class Negated(ebm.AbstractEnergy):
-    """-E."""
+    """-E, and a little more, for what cannot tell E from -E."""
 
     energy: ebm.AbstractEnergy
     event_shape: tuple[int, ...] = eqx.field(static=True)
     condition_shape: tuple[int, ...] | None = eqx.field(static=True, default=None, kw_only=True)
+    factor: float = eqx.field(static=True, default=1.0, kw_only=True)
 
     def __call__(self, x, condition=None):
-        return -self.energy(x, condition)
+        return -self.factor * self.energy(x, condition)
 
 
 class Flipped(DenoisingScoreMatching):
@@ -92,6 +93,20 @@ def test_a_broken_kernel_is_named(monkeypatch, capsys):
     monkeypatch.setattr(kernels.RandomWalk, "build", broken_build(kernels.RandomWalk.build))
     assert main(["verify", "--only", "kernels.RandomWalk"]) == 1
     assert capsys.readouterr().out.splitlines()[-1] == "failed: kernels.RandomWalk"
+
+
+def test_a_broken_normaliser_is_named(monkeypatch, capsys):
+    """Half a nat off, by what it would take for a forgotten factor."""
+    wrong = ebm.normalizers.LogNormalizerEstimate(np.log(2 * np.pi * 1.2) - 0.5, 0.01, 900.0, 0.2, "importance")
+
+    def importance(energy, proposal, *, key):
+        return wrong
+
+    monkeypatch.setattr(normalizers, "importance", importance)
+    assert main(["verify", "--only", "normalizers.importance"]) == 1
+    assert capsys.readouterr().out.splitlines()[-1] == "failed: normalizers.importance"
+    wrong = dataclasses.replace(wrong, value=wrong.value + 0.5)
+    assert main(["verify", "--only", "normalizers.importance"]) == 0
 
 
 class Unchecked(objectives.AbstractStatelessObjective):
@@ -161,8 +176,8 @@ def test_the_whole_of_it_in_its_own_process():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", _objectives.OBJECTIVES)
-def test_every_check_notices_an_inverted_energy(name, monkeypatch):
-    """The power of the checks: each fails where the objective sees -E."""
+def test_every_check_notices_a_wrong_energy(name, monkeypatch):
+    """The power of the checks: each fails where the objective sees -1.2 E."""
     right = _objectives.OBJECTIVES[name]
 
     class Inverted(objectives.AbstractObjective):
@@ -176,9 +191,11 @@ def test_every_check_notices_an_inverted_energy(name, monkeypatch):
             return self.objective(invert(model), state, batch, key=key)
 
     def invert(model):
+        if isinstance(model, tuple):
+            return (invert(model[0]), *model[1:])
         if isinstance(model, ebm.ShiftedEnergy):
             return ebm.ShiftedEnergy(invert(model.energy), model.log_normalizer)
-        return Negated(model, model.event_shape, condition_shape=model.condition_shape)
+        return Negated(model, model.event_shape, condition_shape=model.condition_shape, factor=1.2)
 
     def settings(cls):
         return [dataclasses.replace(one, objective=Inverted(one.objective)) for one in right(cls)]
