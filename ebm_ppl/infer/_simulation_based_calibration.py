@@ -166,7 +166,7 @@ class _Study:
         constrain = kernel.postprocess_fn(args, kwargs)
 
         def collected(state: Any) -> tuple[Any, Array]:
-            diverging = getattr(state, "diverging", jnp.nan) if hasattr(state, "diverging") else jnp.nan
+            diverging = getattr(state, "diverging", jnp.nan)  # not every kernel reports it
             return getattr(state, kernel.sample_field), jnp.asarray(diverging, jnp.result_type(float))
 
         def step(index: Array, carry: tuple[Any, Any]) -> tuple[Any, Any]:
@@ -316,7 +316,7 @@ def _problems(parts: _Parts, worst: Float[np.ndarray, " simulation"], num_draws:
 
 
 def _check_prior(prior: Mapping[str, Any] | None, number: int) -> dict[str, np.ndarray]:
-    values = {name: np.asarray(value) for name, value in (prior or {}).items()}
+    values = {name: np.asarray(jnp.asarray(value)) for name, value in (prior or {}).items()}
     for name, value in values.items():
         if value.ndim < 1 or len(value) != number:
             raise ValueError(f"`prior[{name!r}]` must lead with num_simulations {number}; got shape {value.shape}.")

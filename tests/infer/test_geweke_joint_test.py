@@ -129,6 +129,6 @@ STUDIES = {
 @pytest.mark.parametrize("name", STUDIES)
 def test_models_and_kernels_at_length(key, name):
     model, kernel, settings, right = STUDIES[name]
-    verdict = geweke(model, kernel, key=key, observed=["y"], num_chains=200, num_samples=500, **settings)
+    verdict = geweke(model, kernel, key=key, observed=["y"], num_chains=200, num_samples=300, **settings)
     print(f"{name}: {verdict}")  # noqa: T201
     assert (verdict.p_value > 0.001) == right

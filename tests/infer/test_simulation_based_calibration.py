@@ -159,7 +159,7 @@ def heavy_prior(y=None):
 def test_prior_draws_stand_in_for_an_energy_without_sampler(key):
     with pytest.raises(NotImplementedError, match="cannot draw"):
         exact(key, heavy_prior)
-    draws = np.random.default_rng(1).normal(size=100).astype(np.float32)
+    draws = np.random.default_rng(1).normal(size=100)
     assert exact(key, heavy_prior, prior={"mu": draws}).ok
     assert not exact(key, heavy_prior, prior={"mu": 3 * draws}).ok
 
