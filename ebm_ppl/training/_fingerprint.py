@@ -29,15 +29,18 @@ def arrays_fingerprint(arrays: Any) -> str:
     return sha256(b"|".join(parts))
 
 
-def describe(value: Any, active: tuple[int, ...] = ()) -> str:
+def describe(value: Any, active: tuple[int, ...] = (), *, with_values: bool = False) -> str:
     """A text that is the same in another process for the same value, and another one for another value.
 
-    Arrays are described by shape and dtype. Functions by name, bytecode, constants, defaults and what they close over,
-    which for optax optimisers are their settings; objects of classes by class, code and fields.
+    Arrays are described by shape and dtype, those that functions close over by their values too. Functions by name,
+    bytecode, constants, defaults and what they close over, which for optax optimisers are their settings; objects of
+    classes by class, code and fields.
     """
     if id(value) in active:
         return "itself"
-    inner = functools.partial(describe, active=(*active, id(value)))
+    inner = functools.partial(describe, active=(*active, id(value)), with_values=with_values)
+    if with_values and eqx.is_array(value):
+        return arrays_fingerprint(value)
     return _describe_plain(value) or _describe_container(value, inner) or _describe_callable(value, inner)
 
 
@@ -61,14 +64,15 @@ def _describe_container(value: Any, inner: Callable[[Any], str]) -> str:
     return ""
 
 
-def _describe_callable(value: Any, inner: Callable[[Any], str]) -> str:
+def _describe_callable(value: Any, inner: Callable[..., str]) -> str:
     if isinstance(value, functools.partial):
         return f"partial({inner(value.func)},{inner(value.args)},{inner(value.keywords)})"
     if isinstance(value, types.MethodType):
         return f"{inner(value.__func__)}.of.{inner(value.__self__)}"
     if isinstance(value, types.FunctionType):
         cells = [cell.cell_contents for cell in value.__closure__ or ()]
-        closed = ",".join(map(inner, (*cells, *(value.__defaults__ or ()), value.__kwdefaults__)))
+        parts = (*cells, *(value.__defaults__ or ()), value.__kwdefaults__)
+        closed = ",".join(inner(part, with_values=True) for part in parts)
         return f"{value.__module__}.{value.__qualname__}({_describe_code(value.__code__)};{closed})"
     if hasattr(value, "__wrapped__") and not isinstance(value, type | types.ModuleType):
         return inner(value.__wrapped__)

@@ -147,6 +147,11 @@ def fit(
         model, objective, data, condition, validation=validation, batch_size=batch_size, mesh=mesh, key=split_key
     )
     validating = make_validation(model, judge, material, every, patience, validation_key)
+    if validating is not None and int(validating.every) > num_steps:
+        raise ValueError(
+            f"nothing would be validated in `num_steps` {num_steps}: `validate_every` is {int(validating.every)}"
+            f"{'' if every else ', one epoch'}."
+        )
     params, static = partition(model, trainable)
     objective_state = objective.init(model, material.batch, key=init_key)
     decay = None if ema_decay is None else jnp.asarray(ema_decay, jnp.result_type(float))

@@ -155,7 +155,7 @@ class Halved(DenoisingScoreMatching):
 
 
 def test_another_call_is_refused_and_the_difference_named(tmp_path, monkeypatch):
-    fit(tmp_path, num_steps=2)
+    fit(tmp_path, num_steps=5)
     clipped = optax.chain(optax.clip_by_global_norm(2.0), *[optax.scale_by_adam(), optax.scale(-0.1)])
     for settings, difference in [
         ({"model": isotropic_energy(0.4)}, r"differs in model\.values"),
@@ -171,11 +171,11 @@ def test_another_call_is_refused_and_the_difference_named(tmp_path, monkeypatch)
         ({"validation": None, "patience": None}, "validation"),
     ]:
         with pytest.raises(ebm.CheckpointError, match=difference):
-            fit(tmp_path, num_steps=2, **settings)
+            fit(tmp_path, num_steps=5, **settings)
     versions = dict(_checkpoint.library_versions(), jax="0.0.1")
     monkeypatch.setattr("ebm_ppl.training._fit.library_versions", lambda: versions)
     with pytest.raises(ebm.CheckpointError, match=r"differs in versions\.jax"):
-        fit(tmp_path, num_steps=2)
+        fit(tmp_path, num_steps=5)
 
 
 @pytest.mark.parametrize("victim", ["manifest.json", "state-*.npz", "metrics-*.npz"])
@@ -199,11 +199,11 @@ def test_damage_falls_back_or_is_refused_and_is_never_silent(victim, whole, ofte
 
 
 def test_both_versions_damaged_is_an_error(tmp_path):
-    fit(tmp_path, num_steps=2)
+    fit(tmp_path, num_steps=5)
     for path in tmp_path.glob("manifest*.json"):
         path.write_text("{}")
     with pytest.raises(ebm.CheckpointError, match=r"manifest\.json is damaged"):
-        fit(tmp_path, num_steps=2)
+        fit(tmp_path, num_steps=5)
 
 
 def test_a_disk_that_fills_up_ends_nothing(whole, often, tmp_path, monkeypatch):
@@ -238,6 +238,10 @@ def test_descriptions_do_not_depend_on_the_process():
     for thing in things:
         assert " at 0x" not in describe(thing)
     assert describe(optimizer()) == describe(OPTIMIZER)
+    closing = [
+        tree_fingerprint(ebm.FunctionEnergy(lambda x, a=a: jnp.sum(a * x), (1,))) for a in (noise.mean, noise.mean + 1)
+    ]
+    assert closing[0] != closing[1]
     assert tree_fingerprint(NoiseContrastive(noise, 2)) != tree_fingerprint(NoiseContrastive(noise, 3))
 
 

@@ -174,6 +174,8 @@ def test_a_second_call_compiles_nothing():
         ({"validation": 0.001}, ValueError, "leaves 0 to validate"),
         ({"validation": 0.5, "batch_size": 31}, ValueError, "`batch_size` must be at most the number of data, 30"),
         ({"validation": 0.5, "patience": 0}, ValueError, "`patience` must be an integer >= 1; got 0"),
+        ({"validation": 0.5, "validate_every": 41}, ValueError, "nothing would be validated in `num_steps` 40"),
+        ({"validation": 0.5, "batch_size": 1, "num_steps": 9}, ValueError, "`validate_every` is 30, one epoch"),
         ({"validation": 0.5, "validate_every": 0}, ValueError, "`validate_every` must be an integer >= 1; got 0"),
         ({"validation": DATA[:, 0]}, ebm.EnergyShapeError, r"`validation data` must have shape \(n, 1\)"),
         ({"validation": DATA * np.nan}, ebm.InvalidDataError, "`validation data` has 60 non-finite"),
