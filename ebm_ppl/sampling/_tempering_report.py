@@ -1,6 +1,7 @@
 """What a tempered run says about itself: swaps, round trips, and log Z from the potentials at every level."""
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 import scipy.special
@@ -101,19 +102,24 @@ class Tempering:
 
     def _estimate(self, estimator) -> tuple[float, float]:
         potentials = np.asarray(self.potentials, np.float64)
-        chains, draws, levels = potentials.shape
+        _, draws, levels = potentials.shape
         whole = estimator(potentials.reshape(-1, levels))
         length = max(1, draws // NUM_BATCHES)
-        count = draws // length
-        batches = potentials[:, : count * length].reshape(chains * count, length, levels)
-        values = np.array([estimator(batch) for batch in batches])
-        error = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.nan
+        values = _batched(estimator, potentials, length)
+        # A short batch may have no draw of the reference inside the target's walls: then longer ones.
+        while not np.isfinite(values).all() and 2 * length <= draws:
+            length *= 2
+            values = _batched(estimator, potentials, length)
+        known = len(values) > 1 and np.isfinite(values).all()
+        error = values.std(ddof=1) / np.sqrt(len(values)) if known else np.nan
         return float(whole + self.reference_log_normalizer), float(error)
 
     def _bridges(self, potentials: np.ndarray) -> float:
         gaps = np.diff(self.inverse_temperatures)
         below, above = -gaps * potentials[:, :-1], -gaps * potentials[:, 1:]  # log w at levels k and k + 1
         ratio = _log_mean_exp(below)
+        if not np.isfinite(ratio).all():
+            return float(np.sum(ratio))
         for _ in range(MAX_BRIDGE_ITERATIONS):
             weighted = _log_mean_exp(below - np.logaddexp(below, ratio))
             new = weighted - _log_mean_exp(-np.logaddexp(above, ratio))
@@ -133,6 +139,14 @@ class Tempering:
         slope = np.array([-level.var() for level in levels])
         trapezoid = gaps * (mean[1:] + mean[:-1]) / 2 - gaps**2 * (slope[1:] - slope[:-1]) / 12
         return float(np.log1p(-outside.mean()) - np.sum(trapezoid))
+
+
+def _batched(estimator: Callable[[np.ndarray], float], potentials: np.ndarray, length: int) -> np.ndarray:
+    """The estimator on every stretch of this length of every ensemble."""
+    chains, draws, levels = potentials.shape
+    count = draws // length
+    batches = potentials[:, : count * length].reshape(chains * count, length, levels)
+    return np.array([estimator(batch) for batch in batches])
 
 
 def _log_mean_exp(values: np.ndarray) -> np.ndarray:

@@ -29,8 +29,8 @@ SMALL = {
 SETTINGS = {
     "annealed_importance": {"num_samples": 256, "num_temperatures": 32},
     "sequential_monte_carlo": {"num_particles": 128},
-    "bridge": {"num_samples": 300, "num_warmup": 100},
-    "thermodynamic_integration": {"num_samples": 300, "num_warmup": 100},
+    "bridge": {"num_samples": 400, "num_warmup": 300},
+    "thermodynamic_integration": {"num_samples": 400, "num_warmup": 155},
 }
 
 
