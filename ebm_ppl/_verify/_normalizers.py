@@ -45,7 +45,7 @@ NORMALIZERS: dict[str, Estimator] = {
     ),
     "bridge": lambda function, energy, key: function(energy, _draws(energy, key), key=key, progress_bar=False),
     "thermodynamic_integration": lambda function, energy, key: function(
-        energy, _wide(), key=key, inverse_temperatures=8, num_warmup=200, num_samples=1000, progress_bar=False
+        energy, _wide(), key=key, inverse_temperatures=8, num_warmup=100, num_samples=600, progress_bar=False
     ),
     "quadrature": lambda function, energy, key: function(energy, key=key),
     "log_normalizer": lambda function, energy, key: function(

@@ -4,9 +4,11 @@ import dataclasses
 import functools
 import inspect
 import json
+import os
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -19,6 +21,7 @@ from ebm_ppl._verify._objectives import OBJECTIVES, check_objective
 from ebm_ppl._verify._row import HEADER, Row, critical_value, failure, format_row
 
 SEED = 20_260
+MAX_WORKERS = 4
 ROWS_PER_CHECK = 8  # more than any check has: the limit is known before the first row is
 
 type Check = Callable[[str, Array], list[Row]]
@@ -99,15 +102,21 @@ def verify(
     names = select(checks, only)
     limit = critical_value(ROWS_PER_CHECK * len(names))
     began, rows = time.monotonic(), []
-    with jax.enable_x64(dtype == "float64"):
+    x64 = dtype == "float64"
+    with jax.enable_x64(x64):
         device = jax.device_put(0.0).devices().pop().device_kind
-        if write is not None:
-            write(HEADER)
-        for name in names:
-            for row in _check(name, checks[name]):
+    if write is not None:
+        write(HEADER)
+    # Most of the time goes to the compiler, which uses one core for each program.
+    pool = ThreadPoolExecutor(min(MAX_WORKERS, os.cpu_count() or 1))
+    try:
+        for found in pool.map(lambda name: _check(name, checks[name], x64=x64), names):
+            for row in found:
                 rows.append(row)
                 if write is not None:
                     write(format_row(row, limit))
+    finally:
+        pool.shutdown(cancel_futures=True)
     return Verification(tuple(rows), limit, dtype, device, time.monotonic() - began)
 
 
@@ -147,10 +156,11 @@ def _exports(folder: Any) -> Iterator[tuple[str, Any]]:
     return ((name, getattr(folder, name)) for name in names)
 
 
-def _check(what: str, check: Check | None) -> list[Row]:
+def _check(what: str, check: Check | None, *, x64: bool = False) -> list[Row]:
     if check is None:
         return [failure(what, "has no check in ebm_ppl/_verify")]
     try:
-        return check(what, jax.random.key(SEED ^ zlib.crc32(what.encode())))
+        with jax.enable_x64(x64):
+            return check(what, jax.random.key(SEED ^ zlib.crc32(what.encode())))
     except Exception as error:  # whatever it is, the others are still checked, and this one has failed
         return [failure(what, f"raised {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")]
