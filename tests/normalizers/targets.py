@@ -123,7 +123,8 @@ GROUPS = {
         (
             known("gaussian", energies.Gaussian(1.0, 0.5)),
             known("two_modes", energies.GaussianMixture([0.3, 0.7], [-1.5, 1.5], [0.5, 0.3])),
-            walled("quartic", _quartic, np.log(2 * special.gamma(1.25))),
+            # x^4 under a wide normal: most of the integral is in a corner of the ladder, which needs far more levels
+            walled("quartic", _quartic, np.log(2 * special.gamma(1.25)), without=("thermodynamic_integration",)),
             walled("half_normal", _half_normal, 0.5 * np.log(np.pi / 2)),
             walled("gamma", _gamma, np.log(2.0)),
             walled("beta", _beta, special.betaln(2, 3)),
@@ -134,7 +135,7 @@ GROUPS = {
     "plane": Group(
         (
             known("correlated", energies.Gaussian(jnp.array([1.0, -0.5]), jnp.asarray(reference.COVARIANCE, float))),
-            known("double_well", energies.DoubleWell(2.0, dim=2), without=CHAINS),
+            known("double_well", energies.DoubleWell(2.0, dim=2), without=(*CHAINS, "thermodynamic_integration")),
             known("three_modes", _three_modes(), without=CHAINS),
             known("grid_of_25", _grid_of_modes(), without=CHAINS),
             known("banana", energies.Banana(0.4, 1.2)),
@@ -291,7 +292,7 @@ def _integration_rows(
     num_chains: int = 2,
     num_samples: int = 600,
     num_warmup: int = 310,
-    inverse_temperatures: int = 10,
+    inverse_temperatures: int = 16,
     num_steps: int = 2,
 ) -> Any:
     parts = []
