@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 import xarray as xr
+from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 from numpyro.infer import HMC
 from numpyro.infer.mcmc import MCMCKernel
@@ -18,6 +19,7 @@ from ebm_ppl._types import PRNGKey
 from ebm_ppl.diagnostics import Verdict
 from ebm_ppl.errors import Problem
 from ebm_ppl.infer._blackjax_kernel import BlackJAXKernel
+from ebm_ppl.infer._chain import BlackJAXState
 from ebm_ppl.infer._joint import Joint, Sites, bind, labels, make_joint
 from ebm_ppl.infer._uniformity import holm
 
@@ -48,8 +50,10 @@ def geweke_joint_test(
         successive-conditional:   y ~ p(y | theta),   theta ~ kernel(theta | y), ...  a chain
 
     Both draw from p(theta, y) if and only if the kernel leaves p(theta | y) invariant. Every chain starts in a draw of
-    the joint distribution, with its step size tuned beforehand and then frozen: with a right kernel it is
+    the joint distribution, with a kernel that was tuned on other data and then frozen: with a right kernel it is
     stationary from the first transition, and no burn-in, convergence or effective sample size is to be judged.
+    (Kernels other than `ebm.BlackJAXKernel` and NumPyro's HMC and NUTS start where their warm-up ends: it must be long
+    enough.)
 
     For every quantity f (all scalars of the latent sites, the joint log likelihood of the data, `quantities`) two
     bounded functions are compared, u - 1/2 and (u - 1/2)^2, with u(f) the distribution function of f under the prior,
@@ -66,7 +70,7 @@ def geweke_joint_test(
         model_kwargs: keyword arguments of the model.
         observed: names of the sites that are data; by default those observed when the model is called as given.
         num_chains: successive-conditional chains, at least 20.
-        num_warmup: transitions of warm-up of each chain, on one simulated data set, thrown away but for the tuning.
+        num_warmup: transitions of warm-up of each chain, on a simulated data set of its own.
         num_samples: transitions of each chain, with new data before each.
         simulator: the model that draws, where it is another program than the one that is inferred.
         var_names: latent and deterministic sites to compare; by default all latent ones.
@@ -136,31 +140,39 @@ class _Chain:
 
     def __call__(self, key: PRNGKey) -> Float[Array, "draw quantity"]:
         joint, args = self.joint, self.joint.model_args
-        draw_key, init_key, key = jax.random.split(key, 3)
+        tune_key, place_key, init_key, key = jax.random.split(key, 4)
         kernel: Any = bind(self.kernel, self._given_data)
-        sites, data = joint.draw(draw_key)
+        sites, data = joint.draw(tune_key)
         kwargs = joint.model_kwargs | {DATA: data}
         start = self._start(kernel, sites, kwargs)
         state = kernel.init(init_key, self.num_warmup, start, args, kwargs)
         state = jax.lax.fori_loop(0, self.num_warmup, lambda _, state: kernel.sample(state, args, kwargs), state)
-        sites = self._sites(kernel, state, kwargs)
+        if start is None:
+            sites = self._sites(kernel, state, kwargs)
+        else:
+            # A draw of its own: had the step size been tuned on the data the chain starts with, it would say something
+            # about them, and chains of different speed would leave the joint distribution together.
+            sites, data = joint.draw(place_key)
+            state = _moved(state, self._start(kernel, sites, joint.model_kwargs | {DATA: data}))
 
         def step(carry: tuple[Any, Sites], key: PRNGKey) -> tuple[tuple[Any, Sites], Array]:
-            state, sites = carry
-            data = joint.redraw(key, sites)
+            state, given = carry
+            data = joint.redraw(key, given)
             kwargs = joint.model_kwargs | {DATA: data}
             state = kernel.sample(kernel.refresh(state, args, kwargs), args, kwargs)
             sites = self._sites(kernel, state, kwargs)
-            return (state, sites), joint.vector(sites, data)
+            return (state, self._latent(sites)), joint.vector(sites, data)
 
-        return jax.lax.scan(step, (state, sites), jax.random.split(key, self.num_samples))[1]
+        return jax.lax.scan(step, (state, self._latent(sites)), jax.random.split(key, self.num_samples))[1]
+
+    def _latent(self, sites: Sites) -> Sites:
+        return {name: sites[name] for name in self.joint.latent}
 
     def _start(self, kernel: Any, sites: Sites, kwargs: dict[str, Any]) -> Sites | None:
         """The simulated values, unconstrained; None for kernels that may read starting values in another sense."""
         if not isinstance(kernel, HMC | BlackJAXKernel):
             return None
-        given = {name: sites[name] for name in self.joint.latent}
-        return unconstrain_fn(self._given_data, self.joint.model_args, kwargs, given)
+        return unconstrain_fn(self._given_data, self.joint.model_args, kwargs, self._latent(sites))
 
     def _sites(self, kernel: MCMCKernel, state: Any, kwargs: dict[str, Any]) -> Sites:
         return kernel.postprocess_fn(self.joint.model_args, kwargs)(getattr(state, kernel.sample_field))
@@ -168,6 +180,15 @@ class _Chain:
     def _given_data(self, *args: Any, **kwargs: Any) -> Any:
         data = kwargs.pop(DATA)
         return self.joint.posterior(data)(*args, **kwargs)
+
+
+def _moved(state: Any, z: Any) -> Any:
+    """The tuned state at another place; what it caches is evaluated by `refresh` before the next transition."""
+    if isinstance(state, BlackJAXState):
+        position = state.chain.preconditioner.to_whitened(ravel_pytree(z)[0])
+        inner = state.chain.inner._replace(position=position)
+        state = state._replace(chain=state.chain._replace(inner=inner))
+    return state._replace(z=z)
 
 
 def _compare(
