@@ -77,7 +77,11 @@ def test_the_naive_posterior_fails():
 
 
 @pytest.mark.parametrize(
-    ("inner", "code"), [(ebm.MALA(1e-4), "AUXILIARY_NOT_MIXED"), (ebm.MALA(300.0), "AUXILIARY_REJECTED")]
+    ("inner", "code"),
+    [
+        (ebm.MALA(1e-4), "AUXILIARY_NOT_MIXED"),
+        pytest.param(ebm.MALA(300.0), "AUXILIARY_REJECTED", marks=pytest.mark.slow),
+    ],
 )
 def test_bad_inner_chains_are_wrong_and_reported(inner, code):
     """Too small a step: the data cancel themselves, and the prior Gamma(2, 1) comes out. Too large: nothing moves."""
@@ -242,6 +246,7 @@ def test_misuse_is_refused(model, settings, error, message):
         run(ebm.ExchangeKernel(model, **settings), Y, num_warmup=2, num_samples=2)
 
 
+@pytest.mark.slow
 def test_masked_and_batched_events_count_as_they_should():
     """Masked events must drop out of the auxiliary data as well: the posterior is that of the other five."""
 
