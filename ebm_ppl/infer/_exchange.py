@@ -71,6 +71,7 @@ class ExchangeWalk(AbstractKernel):
     num_warmup: int = 0
     target_acceptance_rate: ClassVar[float | None] = 0.35  # between .44 in one dimension and .234 in many
     uses_gradient: ClassVar[bool] = False
+    carried: ClassVar[tuple[str, ...]] = ("auxiliary", "inner_step_size", "jump", "spread", "num_transitions")
 
     def build(self, logdensity_fn: LogDensityFn) -> blackjax.base.SamplingAlgorithm:
         """The transition; `logdensity_fn` is a flat density in whitened coordinates over an `ExchangePotential`."""

@@ -42,6 +42,8 @@ class AbstractKernel(eqx.Module):
             number. A subclass may make it a field or a property.
         stated_bias: what is known of the bias of a kernel that is not `adjusted`, as JSON-able facts for
             `Draws.settings`; None where nothing is. A subclass may make it a property.
+        carried: fields of the kernel's state that have nothing to do with the coordinates: warm-up, which makes the
+            state anew whenever it changes the coordinates, takes them over.
     """
 
     step_size: eqx.AbstractVar[float | Float[Array, "..."]]
@@ -51,6 +53,7 @@ class AbstractKernel(eqx.Module):
     uses_gradient: ClassVar[bool] = True
     num_coordinates: ClassVar[int | None] = None
     stated_bias: ClassVar[dict[str, Any] | None] = None
+    carried: ClassVar[tuple[str, ...]] = ()
 
     @abc.abstractmethod
     def build(self, logdensity_fn: LogDensityFn) -> blackjax.base.SamplingAlgorithm:

@@ -171,7 +171,9 @@ def use_preconditioner(
     """The same place in the coordinates of `preconditioner`, and a fresh adaptation."""
     init_key, step_key = jax.random.split(key)
     algorithm = _algorithm(kernel, logdensity_fn, chain.step_size, preconditioner)
-    inner = algorithm.init(preconditioner.to_whitened(chain.position), init_key)
+    inner: Any = algorithm.init(preconditioner.to_whitened(chain.position), init_key)
+    if kernel.carried:
+        inner = inner._replace(**{name: getattr(chain.inner, name) for name in kernel.carried})
     return start_adaptation(kernel, logdensity_fn, ChainState(inner, chain.step_size, preconditioner), step_key)
 
 

@@ -54,7 +54,7 @@ def assert_posterior(draws, mean, variance):
 )
 def gaussian(request):
     model, settings = ROUTES[request.param]
-    return run(ebm.ExchangeKernel(model, **settings), Y, num_samples=1500)
+    return run(ebm.ExchangeKernel(model, **settings), Y, key=1, num_samples=1500)
 
 
 def test_gaussian_precision(gaussian):
@@ -65,6 +65,14 @@ def test_gaussian_precision(gaussian):
     assert {"lp", "acceptance_rate", "auxiliary_acceptance_rate", "auxiliary_memory"} <= set(tree.sample_stats)
     report = ebm.diagnose(tree)
     assert not {"AUXILIARY_NOT_MIXED", "AUXILIARY_REJECTED", "DIVERGED", "R_HAT"} & set(report.codes), repr(report)
+
+
+def test_warm_up_of_the_inner_chains_ends_with_warm_up(gaussian):
+    """New coordinates in warm-up do not start it anew: then inner steps were tuned, and memory unseen, in the draws."""
+    state = gaussian.last_state
+    np.testing.assert_array_equal(state.chain.inner.num_transitions, state.i)
+    memory = np.asarray(gaussian.get_extra_fields(group_by_chain=True)["auxiliary_memory"])
+    assert np.isfinite(memory[:, 100:]).all()
 
 
 def test_the_naive_posterior_fails():
