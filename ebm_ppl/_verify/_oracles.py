@@ -14,9 +14,9 @@ def normal_grid(*laws: tuple[float, float], points: int = 100) -> tuple[np.ndarr
     return (*(axis.ravel() for axis in axes), np.prod([part.ravel() for part in weight], axis=0))
 
 
-def softplus(x: np.ndarray) -> np.ndarray:
+def softplus(x: np.ndarray | float) -> np.ndarray:
     """log(1 + exp(x))."""
-    return np.logaddexp(0.0, x)
+    return np.asarray(np.logaddexp(0.0, x))
 
 
 def log_normal(x: np.ndarray, mean: float, deviation: float) -> np.ndarray:
