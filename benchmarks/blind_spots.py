@@ -262,7 +262,7 @@ def weights_figure(folder):
 
 
 def noise_figure(folder):
-    distances, deviations = np.linspace(0, 6, 25), np.linspace(0.75, 6, 43)
+    distances, deviations = np.linspace(0.25, 6, 24), np.linspace(0.75, 6, 43)
     ratios = (1.0, 10.0)
     far = [
         (f"{ratio:.0f} per datum", distances, [constant_variance(d, ratio) for d in distances], "-") for ratio in ratios

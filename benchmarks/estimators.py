@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flowjax.distributions import StandardNormal
+from flowjax.distributions import Normal
 from flowjax.flows import coupling_flow
 
 import ebm_ppl as ebm
@@ -61,7 +61,7 @@ class AtScale(ebm.AbstractEnergy):
 
 
 def normal(dim, variance=1.0):
-    return ebm.energies.Gaussian(jnp.zeros(dim), variance * jnp.eye(dim))
+    return Normal(jnp.zeros(dim), math.sqrt(variance))
 
 
 def new_energy(dim, key, condition_shape=None):
@@ -71,8 +71,7 @@ def new_energy(dim, key, condition_shape=None):
 
 def new_flow(dim, key):
     """Affine couplings, smooth: splines and relu have no second derivative everywhere, which the score needs."""
-    base = StandardNormal((dim,))
-    return coupling_flow(key, base_dist=base, flow_layers=6, nn_width=64, nn_activation=jax.nn.silu)
+    return coupling_flow(key, base_dist=normal(dim), flow_layers=6, nn_width=64, nn_activation=jax.nn.silu)
 
 
 def estimators(dim, flow):
@@ -115,17 +114,19 @@ def score_losses(energy, x):
 
 
 def log_normalizer_of(energy, rows, key, quick):
-    """Forward from a wide normal law, backward from chains that start at the training rows."""
+    """Forward from a wide normal law, backward from chains that start at the training rows; `quick`: importance."""
     start_key, chain_key, key = jax.random.split(key, 3)
-    chains, moves, levels = (32, 20, 16) if quick else (256, 300, 256)
-    starts = jax.random.choice(start_key, jnp.asarray(rows.train), (chains,))
+    wide = normal(rows.train.shape[1], 1.2)
+    if quick:
+        return normalizers.importance(energy, wide, key=key, num_samples=1000)
+    starts = jax.random.choice(start_key, jnp.asarray(rows.train), (256,))
     draws = ebm.sample(
-        energy, ebm.MALA(0.1), key=chain_key, num_chains=chains, num_warmup=moves, num_samples=1,
+        energy, ebm.MALA(0.1), key=chain_key, num_chains=256, num_warmup=300, num_samples=1,
         initial_positions=starts, pool_warmup=True, progress_bar=False,
     )  # fmt: skip
     return normalizers.annealed_importance(
-        energy, normal(len(starts[0]), 1.2), key=key, draws=jnp.asarray(draws.positions[:, 0]),
-        num_samples=chains, num_temperatures=levels, num_pilot=chains // 2,
+        energy, wide, key=key, draws=jnp.asarray(draws.positions[:, 0]),
+        num_samples=256, num_temperatures=256, num_pilot=128,
     )  # fmt: skip
 
 
@@ -143,7 +144,7 @@ def study(data, steps=STEPS, methods=None, *, quick=False, seed=0):
     rows = load(data, seed)
     dim = rows.train.shape[1]
     flow_key, network_key, fit_key, key = jax.random.split(jax.random.key(seed), 4)
-    gaussian = normal(dim)
+    gaussian = ebm.energies.Gaussian(jnp.zeros(dim), jnp.eye(dim))
     yield "full-covariance Gaussian", held_out(gaussian, rows, float(gaussian.log_normalizer))
     flow_model = FlowEnergy(new_flow(dim, flow_key), event_shape=(dim,))
     result, pace = train(flow_model, rows, NegativeLogLikelihood(), fit_key, steps)
