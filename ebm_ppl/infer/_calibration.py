@@ -21,7 +21,8 @@ class Calibration:
             `az.plot_ecdf_pit(result.datatree)`.
         table: per quantity: `p_value` of uniformity, `p_value_adjusted` (Holm over all quantities), `ecdf_difference`
             (largest difference from the diagonal), `mean_pit` (.5 when calibrated; below it draws are too large),
-            `sd_pit` (.289; larger when draws are too narrow), `median_ess`, `median_r_hat`.
+            `sd_pit` (.289; larger when draws are too narrow), `median_ess`, `median_r_hat`. A quantity that is
+            constant, as the corner of a Cholesky factor is, has NaN for its p-values and is not judged.
         ranks: number of draws below the true value, `(simulation, quantity)`.
         num_draws: nearly independent draws behind each rank: ranks run from 0 to `num_draws`.
         thinning: one of how many transitions was kept.

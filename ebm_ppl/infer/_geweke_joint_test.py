@@ -79,7 +79,8 @@ def geweke_joint_test(
 
     Returns:
         A `Verdict`: `ok`, `p_value` (Holm over all quantities and functions), `statistic` (the largest |z|), `table`
-        over `identity` with `estimate` (difference of means), `standard_error`, `z`, `p_value`, `p_value_adjusted`.
+        over `identity` with `estimate` (difference of means), `standard_error`, `z`, `p_value`, `p_value_adjusted`
+        (NaN for what is constant, as the corner of a Cholesky factor is: it is not judged).
         Problem: `NONFINITE_DRAW`.
 
     Raises:
@@ -198,23 +199,28 @@ def _compare(
     names: list[str],
 ) -> xr.Dataset:
     """Differences of means of bounded functions between the two simulators; Welch's t for chain means."""
-    rows, identities = [], []
+    rows, identities, constant = [], [], []
     for index, name in enumerate(names):
+        values = np.concatenate([np.ravel(sample[..., index]) for sample in (reference, marginal, successive)])
+        constant += [bool(np.ptp(values) == 0)] * len(FUNCTIONS)  # the corner of a Cholesky factor, for instance
         ordered = np.sort(reference[:, index])
         levels = [_levels(ordered, sample[..., index]) for sample in (marginal, successive)]
         for function in FUNCTIONS:
             one, many = ((level - 0.5) ** (1 if function == "location" else 2) for level in levels)
             means = many.mean(axis=1)
             errors = np.array([one.var(ddof=1) / len(one), means.var(ddof=1) / len(means)])
-            freedom = errors.sum() ** 2 / (errors**2 / np.array([len(one) - 1, len(means) - 1])).sum()
+            with np.errstate(invalid="ignore"):
+                freedom = errors.sum() ** 2 / (errors**2 / np.array([len(one) - 1, len(means) - 1])).sum()
             rows.append((means.mean() - one.mean(), np.sqrt(errors.sum()), freedom))
             identities.append(f"{function}, {name}")
     estimate, error, freedom = np.transpose(rows)
     with np.errstate(divide="ignore", invalid="ignore"):
         z = estimate / error
-    single = np.where(np.isfinite(z), 2 * stats.t.sf(np.abs(z), freedom), 0.0)
-    columns = {"estimate": estimate, "standard_error": error, "z": z, "p_value": single}
-    columns["p_value_adjusted"] = holm(single)
+    judged = ~np.array(constant)
+    single = np.where(np.isfinite(z), 2 * stats.t.sf(np.abs(z), freedom), np.where(judged, 0.0, np.nan))
+    adjusted = single.copy()
+    adjusted[judged] = holm(single[judged])
+    columns = {"estimate": estimate, "standard_error": error, "z": z, "p_value": single, "p_value_adjusted": adjusted}
     return xr.Dataset({name: ("identity", column) for name, column in columns.items()}, {"identity": identities})
 
 

@@ -250,7 +250,12 @@ def _judge(
     level: float,
     key: PRNGKey,
 ) -> Calibration:
-    worst = parts.ess.min(axis=1)
+    # What never differs from the truth is constant: the corner of a Cholesky factor, the diagonal of a correlation.
+    varies = (parts.sides != 0).any((0, 1, 2)) | ~(parts.finite_truth & parts.finite_draws).all()
+    if not varies.any():
+        raise ValueError("every quantity has one and the same value always: there is nothing to rank.")
+    ess, r_hat = parts.ess[:, varies], parts.r_hat[:, varies]
+    worst = ess.min(axis=1)
     if thinning is None:
         effective = max(float(np.quantile(worst, MAX_SHARE)), 1.0)
         thinning = min(int(np.ceil(study.num_chains * study.num_samples / effective)), study.num_samples)
@@ -261,13 +266,15 @@ def _judge(
     ranks = below + random.integers(0, equal, endpoint=True)
     pit = (ranks + random.random(ranks.shape)) / (num_draws + 1)
     tested = [uniformity_p_value(column, num_draws) for column in ranks.T]
-    single = np.array([p for p, _ in tested])
+    single = np.where(varies, np.array([p for p, _ in tested]), np.nan)
     usable = parts.finite_truth & parts.finite_draws
     if not usable.all():
         single, pit = np.zeros_like(single), np.where(usable[:, None], pit, np.nan)
+    adjusted = single.copy()
+    adjusted[varies] = holm(single[varies])
     columns = {
         "p_value": single,
-        "p_value_adjusted": holm(single),
+        "p_value_adjusted": adjusted,
         "ecdf_difference": np.array([difference for _, difference in tested]),
         "mean_pit": pit.mean(axis=0),
         "sd_pit": pit.std(axis=0),
@@ -283,12 +290,17 @@ def _judge(
         num_draws=num_draws,
         thinning=thinning,
         level=level,
-        problems=_problems(parts, worst, num_draws),
+        problems=_problems(parts, r_hat, worst, num_draws),
         diverging=float(parts.diverging.mean()),
     )
 
 
-def _problems(parts: _Parts, worst: Float[np.ndarray, " simulation"], num_draws: int) -> tuple[Problem, ...]:
+def _problems(
+    parts: _Parts,
+    r_hat: Float[np.ndarray, "simulation quantity"],
+    worst: Float[np.ndarray, " simulation"],
+    num_draws: int,
+) -> tuple[Problem, ...]:
     number, found = len(worst), []
     lost = int(np.count_nonzero(~parts.finite_truth))
     if lost:
@@ -298,7 +310,7 @@ def _problems(parts: _Parts, worst: Float[np.ndarray, " simulation"], num_draws:
     if lost:
         advice = f"in {lost} of {number} simulations a draw or its log likelihood is not finite."
         found.append(Problem("NONFINITE_DRAW", advice, value=lost))
-    share = float(np.mean(~(parts.r_hat <= R_HAT_MAX).all(axis=1)))
+    share = float(np.mean(~(r_hat <= R_HAT_MAX).all(axis=1)))
     if share > MAX_SHARE:
         advice = f"in {share:.0%} of the simulations R-hat exceeds {R_HAT_MAX} or a chain is frozen: warm up longer."
         found.append(Problem("R_HAT", advice, value=share))

@@ -124,6 +124,19 @@ def test_a_posterior_that_ignores_the_data_is_seen_by_the_likelihood_only(key):
     assert found["log_likelihood"] < 1e-6
 
 
+def with_a_constant(sites, data):
+    return jnp.stack([jnp.ones_like(sites["mu"]), sites["mu"]])
+
+
+def test_what_is_constant_is_not_judged(key):
+    """As the corner of a Cholesky factor. What the chains alone hold constant still is."""
+    result = exact(key, quantities={"row": with_a_constant})
+    assert result.ok, result
+    assert [name for name, p in p_values(result).items() if np.isnan(p)] == ["row[0]"]
+    assert result.num_draws > 50
+    assert not exact(key, kernel={"memory": 1.0}).ok
+
+
 def test_another_simulator_is_found(key):
     result = exact(key, simulator=lambda y=None: location(y, 3.0))
     assert not result.ok
