@@ -48,8 +48,9 @@ def run_tempered_smc(
     base_key, inside_key, loop_key = jax.random.split(key, 3)
     particles = path.base.sample(base_key, num_particles, path.condition)
     particles = particles.astype(jnp.result_type(float))
-    inside = (jax.vmap(path.log_ratio)(particles) > -jnp.inf).astype(particles.dtype)
-    share = jnp.mean(inside)
+    log_ratios = jax.vmap(path.log_ratio)(particles)
+    inside = (log_ratios > -jnp.inf).astype(particles.dtype)
+    share = jnp.mean(jnp.where(jnp.isnan(log_ratios), jnp.nan, inside))  # NaN is no wall: the run ends there
     kept = resampling.systematic(inside_key, inside / jnp.sum(inside), num_particles)
     # As drawn where there are no walls: resampling then would only add noise.
     chosen = jnp.where(share < 1, kept, jnp.arange(num_particles, dtype=kept.dtype))

@@ -152,3 +152,11 @@ def test_chains_in_different_modes_are_noticed(key):
     with pytest.warns(ebm.SamplingWarning, match="CHAINS_DISAGREE"):
         estimate = normalizers.bridge(energy, draws, key=key)
     assert "CHAINS_DISAGREE" in {problem.code for problem in estimate.problems}
+
+
+def test_nan_is_no_wall(key):
+    """A cloud that meets NaN where it starts says so; it does not integrate over the rest."""
+    energy = ebm.FunctionEnergy(lambda x: jnp.where(x > 4, jnp.nan, x**2), ())
+    settings = {"key": key, "num_particles": 64, "num_runs": 2, "num_steps": 1}
+    with pytest.warns(ebm.SamplingWarning, match="NaN somewhere"):
+        assert np.isnan(normalizers.sequential_monte_carlo(energy, **settings).value)
