@@ -92,6 +92,12 @@ def held_out_log_likelihood(
     x = check_data("data", data, energy.event_shape)
     checked = check_condition(condition, energy.condition_shape, len(x))
     value, error, problems = _log_z(log_normalizer, len(x))
+    one = isinstance(log_normalizer, LogNormalizerEstimate) and np.ndim(value) == 0
+    if one and checked is not None and checked.shape != energy.condition_shape and (checked != checked[:1]).any():
+        raise EnergyShapeError(
+            f"`log_normalizer` is an estimate for one condition, and the {len(x)} events have several: give one for "
+            "each, ebm.log_normalizer(energy, condition=condition, ...)."
+        )
     pointwise = -np.asarray(_energies(energy, x, checked), np.float64) - value
     outside = int(np.count_nonzero(np.isneginf(pointwise)))
     if outside:

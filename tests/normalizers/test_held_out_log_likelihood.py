@@ -50,6 +50,9 @@ def test_one_condition_and_one_log_z_per_event():
     assert found.standard_error_log_normalizer == pytest.approx(0.02)
     one = held_out_log_likelihood(energy, data, LOG_Z, condition=jnp.asarray(0.5))
     np.testing.assert_allclose(one.pointwise, stats.norm.logpdf(data, 0.5), atol=2e-5)
+    with pytest.raises(ebm.EnergyShapeError, match="for one condition"):  # that of another condition is another number
+        held_out_log_likelihood(energy, data, estimate(LOG_Z, 0.2), condition=conditions)
+    held_out_log_likelihood(energy, data, estimate(LOG_Z, 0.2), condition=np.full_like(conditions, 0.5))
 
 
 def test_problems_travel_along():
