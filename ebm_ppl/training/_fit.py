@@ -78,9 +78,10 @@ def fit(
             once. Lists count as arrays.
         objective: what to minimise, e.g. `ebm.objectives.DenoisingScoreMatching(0.1)`.
         key: a JAX key; the same key gives the same result.
-        optimizer: any optax gradient transformation; `optax.adam(1e-3)` by default. Clipping, schedules, weight decay
-            and skipping of bad steps (`optax.apply_if_finite`) are its business: nothing of that kind is built in. To
-            clip: `optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-3))`.
+        optimizer: any optax gradient transformation; `optax.adam(1e-3)` by default. Clipping, schedules and weight
+            decay are its business: nothing of that kind is built in. To clip:
+            `optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-3))`. A gradient that is not finite ends
+            training before the optimiser is asked: `optax.apply_if_finite` has nothing to skip.
         num_steps: number of gradient steps.
         batch_size: events per step, at most n; min(n, 256) by default. Not for iterables, whose batches have a size.
         condition: floating array `(n, *condition_shape)` for a conditional energy, row i belonging to data row i.
