@@ -41,7 +41,8 @@ def _resting(inner: optax.GradientTransformation) -> optax.GradientTransformatio
     inner = optax.with_extra_args_support(inner)
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
-        learns = jnp.any(jnp.stack([jnp.any(leaf != 0) for leaf in jax.tree.leaves(updates)]))
+        # A player of whom nothing is trained has no leaves.
+        learns = jnp.any(jnp.stack([jnp.zeros((), bool), *(jnp.any(leaf != 0) for leaf in jax.tree.leaves(updates))]))
         moved, new_state = inner.update(updates, state, params, **extra)
         moved = jax.tree.map(lambda leaf: jnp.where(learns, leaf, jnp.zeros_like(leaf)), moved)
         return moved, jax.tree.map(lambda new, old: jnp.where(learns, new, old), new_state, state)

@@ -147,6 +147,12 @@ def test_adam_alone_does_not_let_a_player_rest(key):
     assert moved(trained(2, optimizer, key), trained(3, optimizer, key)) == [True, True]
 
 
+def test_a_player_without_parameters_rests():
+    optimizer, params = two_player_optimizer(optax.sgd(0.1), optax.sgd(0.1)), (jnp.ones(1), None)
+    updates, _ = optimizer.update(params, optimizer.init(params), params)
+    np.testing.assert_allclose(updates[0], -0.1, rtol=1e-6)
+
+
 def shifted_normal(condition_shape):
     """N(condition, 1)."""
     shift = flowjax.bijections.AdditiveCondition(jnp.sum, (), condition_shape)
