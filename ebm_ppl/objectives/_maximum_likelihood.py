@@ -15,7 +15,7 @@ from ebm_ppl._checks import check_count
 from ebm_ppl._types import PRNGKey, Scalar
 from ebm_ppl.energies import AbstractEnergy, AbstractReferenceEnergy
 from ebm_ppl.energies._parameters import as_parameter, concrete
-from ebm_ppl.errors import InvalidDataError, MissingLogNormalizerError
+from ebm_ppl.errors import EnergyShapeError, InvalidDataError, MissingLogNormalizerError
 from ebm_ppl.objectives._base import AbstractStatelessObjective, Batch, Metrics, energy_of
 
 EDGE = 0.05  # of the box's width, at each of its sides
@@ -57,6 +57,7 @@ class MaximumLikelihood(AbstractStatelessObjective):
         ValueError: if only one corner is given, a corner and `log_normalizer`, corners are not in order, or the energy
             has more than two dimensions and no `log_normalizer`.
         MissingLogNormalizerError: if there is nothing to compute log Z with.
+        EnergyShapeError: if a corner has not the event's shape.
         InvalidDataError: if data lie outside the box.
 
     Example:
@@ -102,6 +103,11 @@ class MaximumLikelihood(AbstractStatelessObjective):
                     f"quadrature is for one or two dimensions, the energy has {math.prod(energy.event_shape)}: pass "
                     "`log_normalizer`, or take an objective that needs no log Z."
                 )
+            for name, bound in (("lower", self.lower), ("upper", self.upper)):
+                if bound.shape not in ((), energy.event_shape):
+                    raise EnergyShapeError(
+                        f"`{name}` must be a number or have the event's shape {energy.event_shape}; got {bound.shape}."
+                    )
             if not isinstance(x, Tracer):
                 _check_inside(x, np.asarray(self.lower), np.asarray(self.upper))
         elif self.log_normalizer is None and not isinstance(energy, AbstractReferenceEnergy):

@@ -18,6 +18,7 @@ class Noise(NamedTuple):
 
     distribution: Any
     event_shape: tuple[int, ...]
+    name: str = "noise"  # the argument it came in by
 
     def log_prob(self, x: Float[Array, "..."]) -> Scalar:
         """Normalised log density of one event, in nats."""
@@ -29,7 +30,7 @@ class Noise(NamedTuple):
 
     @property
     def _fixed(self) -> KnownDensity:
-        return KnownDensity(stop_gradient(self.distribution), self.event_shape)
+        return KnownDensity(stop_gradient(self.distribution), self.event_shape, self.name)
 
 
 def check_noise(noise: Any, name: str = "noise") -> None:

@@ -156,7 +156,7 @@ class PersistentContrastiveDivergence(AbstractObjective[ReplayBuffer]):
         """Where new chains start: at these rows of the data, or at draws from `initial`; all levels alike."""
         starts = x[rows]
         if self.initial is not None:
-            starts = Noise(self.initial, x.shape[1:]).sample(key, rows.shape[0]).astype(x.dtype)
+            starts = Noise(self.initial, x.shape[1:], "initial").sample(key, rows.shape[0]).astype(x.dtype)
         starts = jax.lax.stop_gradient(starts)
         if self.inverse_temperatures is None:
             return starts

@@ -7,7 +7,7 @@ import pytest
 
 import ebm_ppl as ebm
 from ebm_ppl.energies import DoubleWell, Gaussian
-from ebm_ppl.errors import InvalidDataError, MissingLogNormalizerError
+from ebm_ppl.errors import EnergyShapeError, InvalidDataError, MissingLogNormalizerError
 from ebm_ppl.objectives import (
     ContrastiveDivergence,
     EnergyMagnitudePenalty,
@@ -130,6 +130,7 @@ def test_reference_energies_know_their_own():
         ),
         (lambda: MaximumLikelihood(-1, 1), isotropic_energy(1.0, (3,)), ValueError, "the energy has 3: pass"),
         (lambda: MaximumLikelihood(1.5, 3), isotropic_energy(1.0), InvalidDataError, "4 of 4 data lie outside the box"),
+        (lambda: MaximumLikelihood([-1.0] * 2, 1.0), isotropic_energy(1.0), EnergyShapeError, r"`lower` must.*\(2,\)"),
         (lambda: MaximumLikelihood(-1.0), None, ValueError, "must be given together"),
         (lambda: MaximumLikelihood(1.0, -1.0), None, ValueError, "`lower` must be below `upper`"),
         (lambda: MaximumLikelihood(-1, 1, 1), None, ValueError, "`num_points` must be an integer >= 2; got 1"),

@@ -11,6 +11,7 @@ import pytest
 
 import ebm_ppl as ebm
 from ebm_ppl.energies import Gaussian, GaussianMixture
+from ebm_ppl.errors import EnergyShapeError
 from ebm_ppl.objectives import AbstractObjective, PersistentContrastiveDivergence, ReplayBuffer
 from ebm_ppl.objectives._persistent_contrastive_divergence import exchange_order
 from tests.objectives.chains import OrnsteinUhlenbeck, ScaledLoss, batch_gradients, half_trace
@@ -237,6 +238,12 @@ def test_tempered_chains_cross_between_modes(key):
 def test_settings_are_checked_by_name(settings, match):
     with pytest.raises((ValueError, TypeError), match=match):
         PersistentContrastiveDivergence(**({"kernel": ebm.MALA()} | settings))
+
+
+def test_where_chains_start_must_have_the_shape_of_the_events(key):
+    objective = PersistentContrastiveDivergence(ebm.MALA(), initial=Gaussian(jnp.zeros(3), jnp.eye(3)))
+    with pytest.raises(EnergyShapeError, match="`initial` must have event shape"):
+        objective.init(isotropic_energy(1.0, (2,)), jnp.ones((4, 2)), key=key)
 
 
 def test_float32_data_keep_their_precision_under_x64():
