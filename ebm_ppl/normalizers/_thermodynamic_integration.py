@@ -10,12 +10,12 @@ from ebm_ppl.energies import AbstractEnergy
 from ebm_ppl.errors import Problem
 from ebm_ppl.normalizers._estimate import LogNormalizerEstimate, finish
 from ebm_ppl.normalizers._inputs import check_rows
-from ebm_ppl.normalizers._weights import nonfinite_problems, rounding_error
+from ebm_ppl.normalizers._weights import FEW, nonfinite_problems, rounding_error
 from ebm_ppl.sampling import parallel_tempering
 from ebm_ppl.sampling._tempering_report import Tempering
 
 MAX_BIAS_ERRORS = 2.0  # standard errors between the integral and the bridges of the same draws
-NEGLIGIBLE_BIAS = 0.25  # of the integral's own standard error: what moves coverage by less than 1 %
+LARGE_BIAS = 0.1  # nats: a smaller correction is left unsaid
 
 
 def thermodynamic_integration(
@@ -38,9 +38,12 @@ def thermodynamic_integration(
         log Z_1 - log Z_0 = - integral_0^1 E_beta[V] d beta,   V = E - E_0,   p_beta ~ exp(-(1-beta) E_0 - beta E)
 
     by the trapezoidal rule with the end-point correction that the variances of V give (d E_beta[V] / d beta =
-    -Var_beta[V]). The replicas swap, so that all modes are visited at all temperatures. The standard error is that of
-    batch means. It cannot see what the rule misses between the temperatures; that is found by comparison with the
-    bridges between neighbouring temperatures, which miss nothing, on the same draws: the problem `LADDER_TOO_COARSE`.
+    -Var_beta[V]), less what this rule misses between the temperatures. That is its difference from the optimal bridges
+    between neighbouring temperatures on the same draws, which miss nothing; so `value` is the bridges', and
+    the integral alone is `draws.tempering.thermodynamic_integral`. Where it misses more than .1 nats that is the
+    problem `LADDER_TOO_COARSE`. The replicas swap, so that all modes are visited at all temperatures. The standard
+    error is that of batch means of all levels together; `interval` uses Student's t with one degree of freedom less
+    than there are batches.
 
     Where the energy has walls inside the reference, the path starts from the reference inside the walls.
 
@@ -81,6 +84,8 @@ def thermodynamic_integration(
     References:
         Gelman, Meng (1998). Simulating normalizing constants: from importance sampling to bridge sampling to path
         sampling. Statistical Science 13(2), 163-185. doi:10.1214/ss/1028905934
+        Bennett (1976). Efficient estimation of free energy differences from Monte Carlo data. Journal of Computational
+        Physics 22(2), 245-268. doi:10.1016/0021-9991(76)90078-4
         Friel, Hurn, Wyse (2014). Improving power posterior estimation of statistical evidence. Statistics and
         Computing 24, 709-723. doi:10.1007/s11222-013-9397-1
     """
@@ -109,18 +114,46 @@ def estimate_from_tempering(tempering: Tempering | None) -> LogNormalizerEstimat
     """Of one run of parallel tempering, all of whose ladders count."""
     if tempering is None:
         raise ValueError("`draws` must come from ebm.parallel_tempering.")
-    value, error = tempering.thermodynamic_integral
+    value, error = tempering.log_normalizer
     bias, bias_error = tempering.discretization_bias
     problems = nonfinite_problems(value, None)
-    if not problems and abs(bias) > max(MAX_BIAS_ERRORS * bias_error, NEGLIGIBLE_BIAS * error):
-        advice = (
-            f"the integral misses {bias:+.3f} nats between the temperatures, by comparison with bridges between them; "
-            "use more temperatures, or a reference closer to the energy."
-        )
-        problems.append(Problem("LADDER_TOO_COARSE", advice, None, bias))
+    if not problems:
+        problems = [*_problems(tempering), *_coarse(bias, max(MAX_BIAS_ERRORS * bias_error, LARGE_BIAS))]
     if np.isfinite(value):
         error = float(np.hypot(error, rounding_error(tempering.potentials.dtype, value)))
-    return LogNormalizerEstimate(value, error, float("nan"), float("nan"), "thermodynamic_integration", tuple(problems))
+    return LogNormalizerEstimate(
+        value,
+        error,
+        float("nan"),
+        float("nan"),
+        "thermodynamic_integration",
+        tuple(problems),
+        degrees_of_freedom=tempering.degrees_of_freedom,
+    )
+
+
+def _coarse(bias: float, limit: float) -> list[Problem]:
+    if np.isnan(bias) or abs(bias) <= limit:
+        return []
+    advice = (
+        f"the integral alone misses {bias:+.3f} nats between the temperatures, which the bridges between them make up "
+        "for; use more temperatures, or a reference closer to the energy."
+    )
+    return [Problem("LADDER_TOO_COARSE", advice, None, bias)]
+
+
+def _problems(tempering: Tempering) -> list[Problem]:
+    found = []
+    if tempering.replicas_outside > 0:
+        advice = (
+            "replicas above the reference are still beyond a wall of the energy: raise num_warmup, or give a reference "
+            "with more of its mass inside."
+        )
+        found.append(Problem("REPLICAS_OUTSIDE", advice, None, tempering.replicas_outside))
+    if tempering.bridge_overlap < FEW:
+        advice = "neighbouring temperatures hardly overlap: use more of them, or a reference closer to the energy."
+        found.append(Problem("FEW_EFFECTIVE_DRAWS", advice, None, tempering.bridge_overlap))
+    return found
 
 
 def stacked(estimates: list[LogNormalizerEstimate]) -> LogNormalizerEstimate:
@@ -137,4 +170,5 @@ def stacked(estimates: list[LogNormalizerEstimate]) -> LogNormalizerEstimate:
         none,
         estimates[0].method,
         problems,
+        degrees_of_freedom=estimates[0].degrees_of_freedom,
     )

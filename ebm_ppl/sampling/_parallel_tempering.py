@@ -24,6 +24,7 @@ from ebm_ppl.sampling._tempering_core import Ensemble, Path, finish_tuning, iter
 from ebm_ppl.sampling._tempering_report import Tempering
 
 TUNING_ROUNDS = 5  # of doubling length: the last one, half of warm-up, settles the step sizes
+START_TRIES = 64  # draws of the reference to find one within the walls
 START = 2**31  # folded into an ensemble's key beside the iteration numbers, which stay below it
 
 
@@ -151,13 +152,24 @@ def _check_ladder(inverse_temperatures: Any) -> np.ndarray:
     return ladder
 
 
+def _inside(path: Path, position: Array, key: Array) -> Array:
+    """The position, or where it lies beyond a wall of the target the first of `START_TRIES` fresh draws that does not.
+
+    Replicas beyond a wall come in one by one through the reference only, and spoil the tuning of every level meanwhile.
+    """
+    fresh = path.reference.sample(jax.random.fold_in(key, START), (START_TRIES,)).astype(position.dtype)
+    tries = jnp.concatenate([position[None], fresh])
+    return tries[jnp.argmax(jax.vmap(path.potential)(tries) != jnp.inf)]
+
+
 @eqx.filter_jit
 def _start(kernel: AbstractKernel, path: Path, betas: Float[Array, " level"], keys: Array, *, tune: bool) -> Ensemble:
-    """Every replica at an exact draw of the reference."""
+    """Every replica at an exact draw of the reference, within the walls of the target where one of many draws is."""
 
     def one(key: Array) -> Ensemble:
         key = jax.random.fold_in(key, START)
         positions = path.reference.sample(key, (len(betas),))
+        positions = jax.vmap(lambda x, key: _inside(path, x, key))(positions, jax.random.split(key, len(betas)))
         return start_ensemble(kernel, path, betas, positions.astype(betas.dtype), key, tune=tune)
 
     return jax.vmap(one)(keys)

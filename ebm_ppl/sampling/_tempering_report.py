@@ -1,12 +1,11 @@
 """What a tempered run says about itself: swaps, round trips, and log Z from the potentials at every level."""
 
 import dataclasses
-from collections.abc import Callable
 
 import numpy as np
 import scipy.special
 
-NUM_BATCHES = 20  # batch means per ensemble behind the standard error of log Z
+NUM_BATCHES = 16  # together, behind a standard error: few and long, for replicas travel slowly
 MAX_BRIDGE_ITERATIONS, BRIDGE_TOLERANCE = 500, 1e-10  # the fixed point converges geometrically
 
 
@@ -59,7 +58,8 @@ class Tempering:
             r_k = Z_{k+1} / Z_k  solves  mean_k[ w / (w + r_k) ] = r_k mean_{k+1}[ 1 / (w + r_k) ],   w = exp(-d_k V)
 
         with d_k = beta_{k+1} - beta_k and mean_k over the draws at level k. Walls of the target are no obstacle: where
-        V is infinite w is zero. The error comes from batch means.
+        V is infinite w is zero. The error comes from batch means of the linearised estimate, all levels together, so
+        that it counts what the levels share; `degrees_of_freedom` says how many batches there were.
 
         References:
             Bennett (1976). Efficient estimation of free energy differences from Monte Carlo data. Journal of
@@ -67,7 +67,8 @@ class Tempering:
             Meng, Wong (1996). Simulating ratios of normalizing constants via a simple identity. Statistica Sinica 6,
             831-860.
         """
-        return self._estimate(self._bridges)
+        value, influence = self._bridges_and_influence()
+        return value + self.reference_log_normalizer, self._error(influence)
 
     @property
     def thermodynamic_integral(self) -> tuple[float, float]:
@@ -79,7 +80,8 @@ class Tempering:
         (d E_beta[V] / d beta = -Var_beta[V]). Where the target has walls inside the reference, the path starts from the
         reference inside the walls, whose share is counted. Needs finite moments of V there.
         """
-        return self._estimate(self._integral)
+        value, influence = self._integral_and_influence()
+        return value + self.reference_log_normalizer, self._error(influence)
 
     @property
     def discretization_bias(self) -> tuple[float, float]:
@@ -87,8 +89,9 @@ class Tempering:
 
         By comparison with `log_normalizer`, whose bridges miss nothing, on the same draws.
         """
-        value, error = self._estimate(lambda potentials: self._integral(potentials) - self._bridges(potentials))
-        return value - self.reference_log_normalizer, error
+        integral, one = self._integral_and_influence()
+        bridges, other = self._bridges_and_influence()
+        return integral - bridges, self._error(one - other)
 
     def __repr__(self) -> str:
         """Ladder, swaps, round trips, log Z."""
@@ -100,53 +103,80 @@ class Tempering:
             f"log Z = {value:.3f} +- {error:.3f}"
         )
 
-    def _estimate(self, estimator) -> tuple[float, float]:
-        potentials = np.asarray(self.potentials, np.float64)
-        _, draws, levels = potentials.shape
-        whole = estimator(potentials.reshape(-1, levels))
-        length = max(1, draws // NUM_BATCHES)
-        values = _batched(estimator, potentials, length)
-        # A short batch may have no draw of the reference inside the target's walls: then longer ones.
-        while not np.isfinite(values).all() and 2 * length <= draws:
-            length *= 2
-            values = _batched(estimator, potentials, length)
-        known = len(values) > 1 and np.isfinite(values).all()
-        error = values.std(ddof=1) / np.sqrt(len(values)) if known else np.nan
-        return float(whole + self.reference_log_normalizer), float(error)
+    @property
+    def degrees_of_freedom(self) -> float:
+        """Of the standard errors: one less than the number of batches."""
+        chains, draws, _ = self.potentials.shape
+        return float(_num_batches(chains, draws) * chains - 1)
 
-    def _bridges(self, potentials: np.ndarray) -> float:
+    @property
+    def replicas_outside(self) -> float:
+        """Share of the draws above the reference that lie beyond a wall of the target: zero once warm-up is over."""
+        return float(np.mean(self.potentials[..., 1:] == np.inf))
+
+    @property
+    def bridge_overlap(self) -> float:
+        """The smallest effective number of draws (Kish) behind any bridge between neighbouring levels."""
+        terms = self._bridges()[1]
+        return float(min((term.sum(0) ** 2 / (term**2).sum(0)).min() for term in terms))
+
+    def _flat(self) -> np.ndarray:
+        potentials = np.asarray(self.potentials, np.float64)
+        return potentials.reshape(-1, potentials.shape[-1])
+
+    def _error(self, influence: np.ndarray) -> float:
+        """Standard error of the mean of the `(chain * draw,)` influences, by batch means."""
+        chains, draws, _ = self.potentials.shape
+        count = _num_batches(chains, draws)
+        length = draws // count
+        batches = influence.reshape(chains, draws)[:, -count * length :].reshape(chains * count, length).mean(axis=1)
+        return float(batches.std(ddof=1) / np.sqrt(len(batches))) if len(batches) > 1 else float("nan")
+
+    def _bridges(self) -> tuple[float, tuple[np.ndarray, np.ndarray]]:
+        """Log Z over that of the reference; the terms of both means of every bridge in units of these means."""
+        potentials = self._flat()
         gaps = np.diff(self.inverse_temperatures)
         below, above = -gaps * potentials[:, :-1], -gaps * potentials[:, 1:]  # log w at levels k and k + 1
         ratio = _log_mean_exp(below)
         if not np.isfinite(ratio).all():
-            return float(np.sum(ratio))
+            return float(np.sum(ratio)), (np.full_like(below, np.nan), np.full_like(above, np.nan))
+        there, back = below, above
         for _ in range(MAX_BRIDGE_ITERATIONS):
-            weighted = _log_mean_exp(below - np.logaddexp(below, ratio))
-            new = weighted - _log_mean_exp(-np.logaddexp(above, ratio))
+            there, back = below - np.logaddexp(below, ratio), -np.logaddexp(above, ratio)
+            new = _log_mean_exp(there) - _log_mean_exp(back)
             done = np.max(np.abs(new - ratio)) < BRIDGE_TOLERANCE
             ratio = new
             if done:
                 break
-        return float(np.sum(ratio))
+        return float(np.sum(ratio)), (np.exp(there - _log_mean_exp(there)), np.exp(back - _log_mean_exp(back)))
 
-    def _integral(self, potentials: np.ndarray) -> float:
-        outside = potentials[:, 0] == np.inf  # draws of the reference beyond a wall of the target
-        levels = [potentials[~outside, 0], *potentials[:, 1:].T]
-        if outside.all() or not all(np.isfinite(level).all() for level in levels):
-            return float("nan")
+    def _bridges_and_influence(self) -> tuple[float, np.ndarray]:
+        # At its solution a bridge does not depend to first order on the ratio it was given: only the means count.
+        value, (there, back) = self._bridges()
+        return value, np.sum(there - back, axis=1)
+
+    def _integral_and_influence(self) -> tuple[float, np.ndarray]:
+        potentials = self._flat()
+        counted = potentials < np.inf
+        if not np.isfinite(potentials[:, 1:]).all() or not counted[:, 0].any() or np.isnan(potentials[:, 0]).any():
+            return float("nan"), np.full(len(potentials), np.nan)
+        share = counted.mean(axis=0)  # 1 but for the reference beyond the walls of the target
+        inside = counted / share
+        centred = np.where(counted, potentials, 0.0)
+        mean = (inside * centred).mean(axis=0)
+        centred = np.where(counted, centred - mean, 0.0)
+        variance = (inside * centred**2).mean(axis=0)
         gaps = np.diff(self.inverse_temperatures)
-        mean = np.array([level.mean() for level in levels])
-        slope = np.array([-level.var() for level in levels])
-        trapezoid = gaps * (mean[1:] + mean[:-1]) / 2 - gaps**2 * (slope[1:] - slope[:-1]) / 12
-        return float(np.log1p(-outside.mean()) - np.sum(trapezoid))
+        left, right = np.append(gaps, 0.0), np.append(0.0, gaps)
+        of_mean, of_variance = (left + right) / 2, (right**2 - left**2) / 12
+        value = np.log(share[0]) - np.sum(of_mean * mean + of_variance * variance)
+        moments = of_mean * centred + of_variance * (centred**2 - variance)
+        return float(value), inside[:, 0] - 1 - np.sum(inside * moments, axis=1)
 
 
-def _batched(estimator: Callable[[np.ndarray], float], potentials: np.ndarray, length: int) -> np.ndarray:
-    """The estimator on every stretch of this length of every ensemble."""
-    chains, draws, levels = potentials.shape
-    count = draws // length
-    batches = potentials[:, : count * length].reshape(chains * count, length, levels)
-    return np.array([estimator(batch) for batch in batches])
+def _num_batches(chains: int, draws: int) -> int:
+    """Of each chain; together about `NUM_BATCHES`."""
+    return max(1, min(draws, -(-NUM_BATCHES // chains)))
 
 
 def _log_mean_exp(values: np.ndarray) -> np.ndarray:
