@@ -41,7 +41,9 @@ def weighted_mean(log_weights: np.ndarray, dtype: np.dtype, *, smooth: bool) -> 
     effective = float(np.exp(2 * total - log_sum(2 * used)))
     relative_variance = max(0.0, n / effective - 1) / (n - 1)
     log_mean = float(total - np.log(n))
-    rounding = rounding_error(dtype, raw[np.isfinite(raw)])
+    # Of a sum of exponentials: draws of next to no weight may be as inaccurate as they like.
+    alive = np.isfinite(used)
+    rounding = rounding_error(dtype, float(np.sum(np.exp(used[alive] - total) * np.abs(raw[alive]))))
     return WeightedMean(log_mean, float(np.hypot(np.sqrt(relative_variance), rounding)), effective, khat)
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 
 import arviz_stats
+import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
@@ -234,3 +235,12 @@ def test_a_perfect_proposal_leaves_rounding_only(key):
     assert estimate.value == pytest.approx(np.log(2 * np.pi), abs=1e-6)
     assert estimate.standard_error < 1e-6
     assert estimate.effective_sample_size == pytest.approx(300, rel=1e-4)
+
+
+def test_rounding_counts_by_weight():
+    """Far draws of a heavy-tailed proposal have huge energies and no weight: they must not enter the error."""
+    energy = ebm.energies.Banana(0.4, 1.2)
+    proposal = ebm.energies.StudentT(2.0, jnp.zeros(2), jnp.array([1.5, 3.0]))
+    estimate = ebm.normalizers.importance(energy, proposal, key=jax.random.key(0))
+    assert estimate.standard_error < 0.05
+    assert_close(estimate.value, float(energy.log_normalizer), estimate.standard_error)
