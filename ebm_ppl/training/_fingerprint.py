@@ -90,11 +90,17 @@ def _describe_class(cls: type) -> str:
 
 def _describe_code(code: types.CodeType) -> str:
     constants = ",".join(
-        _describe_code(constant) if isinstance(constant, types.CodeType) else repr(constant)
-        for constant in code.co_consts
-        if not isinstance(constant, str | frozenset)  # docstrings; sets have no order
+        _describe_constant(constant)
+        for index, constant in enumerate(code.co_consts)
+        if index or not isinstance(constant, str)  # the first one is the docstring, or None
     )
     return sha256(code.co_code + repr(code.co_names).encode() + constants.encode())
+
+
+def _describe_constant(value: Any) -> str:
+    if isinstance(value, types.CodeType):
+        return _describe_code(value)
+    return repr(sorted(map(repr, value))) if isinstance(value, frozenset) else repr(value)  # sets have no order
 
 
 def _name(value: Any) -> str:

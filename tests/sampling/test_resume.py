@@ -16,6 +16,7 @@ import pytest
 import ebm_ppl as ebm
 from ebm_ppl._progress import Interruption
 from ebm_ppl.sampling import _checkpoint, _driver, _pace, _store
+from ebm_ppl.sampling._fingerprint import describe
 
 SETTINGS = {"num_chains": 3, "num_warmup": 60, "num_samples": 50, "progress_bar": False}
 
@@ -279,3 +280,24 @@ def test_an_interrupted_run_is_saved_and_goes_on(whole, tmp_path, monkeypatch):
             part = ebm.sample(energy(), key=jax.random.key(5), checkpoint=tmp_path, **SETTINGS)
     assert part.positions.shape == (3, 0, 2)
     assert_same(ebm.resume(tmp_path, energy(), progress_bar=False), whole)
+
+
+def test_whatever_an_energy_closes_over_is_part_of_it():
+    """Else a checkpoint would go on with another energy: dictionaries of parameters, modules, names of parameters."""
+    parameters = {"a": jnp.ones(2), "b": jnp.zeros(2)}
+
+    def of(held, name="a"):
+        return describe(lambda x: jnp.sum(held[name] * x))
+
+    def recursive(n):
+        return 1 if n == 0 else recursive(n - 1)
+
+    assert of(parameters) == of(dict(parameters))
+    assert of(parameters) != of(parameters | {"a": jnp.full(2, 2.0)})
+    assert of(parameters) != of(parameters, "b")
+    assert describe(lambda x: parameters["a"] * x) != describe(lambda x: parameters["b"] * x)
+    normals = [ebm.energies.Gaussian(jnp.full(1, mean), jnp.eye(1)) for mean in (0.0, 0.0, 1.0)]
+    texts = [describe(lambda x, normal=normal: normal(x)) for normal in normals]
+    assert texts[0] == texts[1] != texts[2]
+    assert describe(np.float32(1)) != describe(np.float32(2))
+    assert " at 0x" not in describe(recursive)

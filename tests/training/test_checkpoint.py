@@ -242,6 +242,7 @@ def test_descriptions_do_not_depend_on_the_process():
         tree_fingerprint(ebm.FunctionEnergy(lambda x, a=a: jnp.sum(a * x), (1,))) for a in (noise.mean, noise.mean + 1)
     ]
     assert closing[0] != closing[1]
+    assert describe(lambda params: params["a"]) != describe(lambda params: params["b"])
     assert tree_fingerprint(NoiseContrastive(noise, 2)) != tree_fingerprint(NoiseContrastive(noise, 3))
 
 
