@@ -24,12 +24,12 @@ from ebm_ppl.training._checkpoint import (
 )
 from ebm_ppl.training._chunks import Callback, Course, run_chunks
 from ebm_ppl.training._fingerprint import arrays_fingerprint, describe, tree_fingerprint
-from ebm_ppl.training._inputs import partition
+from ebm_ppl.training._inputs import partition, without_nonfinite
 from ebm_ppl.training._loop import Setup, start
 from ebm_ppl.training._material import Material, gather, make_validation
 from ebm_ppl.training._mesh import replicate
 from ebm_ppl.training._result import FitResult
-from ebm_ppl.training._stream import StreamEndedError
+from ebm_ppl.training._stream import StreamEndedError, is_stream
 from ebm_ppl.training._validation import check_validation
 
 DEFAULT_OPTIMIZER = optax.adam(1e-3)  # one object: a new one, even if equal, would be compiled anew
@@ -53,6 +53,7 @@ def fit(
     patience: int | Any | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     mesh: Any = None,
+    drop_nonfinite: bool = False,
     callbacks: Iterable[Callback] = (),
     progress_bar: bool = True,
     strict: bool = False,
@@ -104,6 +105,8 @@ def fit(
             those used before are passed over. Nothing is executed from the files.
         mesh: a `jax.sharding.Mesh`: every batch is spread over its devices, parameters, optimiser state and data in
             memory are on each. The result is that of one device up to rounding.
+        drop_nonfinite: leave out rows with a NaN or an infinity in data or condition instead of refusing them;
+            `result.settings["num_dropped"]` says how many. Not for iterables.
         callbacks: each called as `callback(step, model, metrics)`, about once a second (sooner at the start). An
             exception in one is reported as a warning, once, and training goes on.
         progress_bar: show steps done and the mean loss of the last 100 steps.
@@ -144,6 +147,11 @@ def fit(
     judge = objective if validation_objective is None else validation_objective
     every, patience = check_validation(validation, judge, validate_every, patience)
     init_key, shuffle_key, step_key, split_key, validation_key = jax.random.split(key, 5)
+    num_dropped = 0
+    if drop_nonfinite:
+        if is_stream(data):
+            raise ValueError("`drop_nonfinite` is for data in memory; filter the batches of an iterable yourself.")
+        data, condition, num_dropped = without_nonfinite(data, condition)
     material = gather(
         model, objective, data, condition, validation=validation, batch_size=batch_size, mesh=mesh, key=split_key
     )
@@ -167,6 +175,7 @@ def fit(
         "num_steps": num_steps,
         "batch_size": material.batch_size,
         "num_data": None if material.stream is not None else material.num_rows,
+        "num_dropped": num_dropped,
         "ema_decay": ema_decay,
         "validate_every": None if validating is None else int(validating.every),
         "validation_objective": None if validating is None else _describe(judge),

@@ -4,6 +4,7 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import numpy as np
 
 from ebm_ppl._checks import check_data
 from ebm_ppl.energies._trace import check_value
@@ -39,6 +40,22 @@ def check_rows(model: Any, objective: AbstractObjective, data: Any, condition: A
             f"`{prefix}condition` must have one row per event, {x.shape[0]} as `data`; got {condition.shape[0]}."
         )
     return x, condition
+
+
+def without_nonfinite(data: Any, condition: Any) -> tuple[Any, Any, int]:
+    """Data and condition without the rows in which either has a NaN or an infinity, and how many those are.
+
+    What cannot be looked at row by row is left to the checks that follow.
+    """
+    rows = [None if part is None else np.asarray(part) for part in (data, condition)]
+    given = [part for part in rows if part is not None]
+    if any(part.ndim == 0 or part.dtype.kind != "f" or len(part) != len(given[0]) for part in given):
+        return data, condition, 0
+    good = np.all([np.isfinite(part.reshape(len(part), -1)).all(axis=1) for part in given], axis=0)
+    if good.all():
+        return data, condition, 0
+    data, condition = (None if part is None else part[good] for part in rows)
+    return data, condition, int(np.count_nonzero(~good))
 
 
 def partition(model: Any, trainable: Any) -> tuple[Any, Any]:

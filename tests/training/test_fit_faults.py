@@ -13,6 +13,7 @@ import pytest
 import ebm_ppl as ebm
 from ebm_ppl.objectives import AbstractObjective, DenoisingScoreMatching, MultiscaleDenoisingScoreMatching
 from ebm_ppl.training._fit import _check_arguments
+from ebm_ppl.training._inputs import without_nonfinite
 from tests.objectives.estimation import isotropic_energy
 
 OBJECTIVE = DenoisingScoreMatching(0.5)
@@ -229,3 +230,27 @@ def test_what_is_no_objective_or_optimiser_is_refused():
 def test_batch_of_one_and_data_of_one_work():
     assert fit(batch_size=1, num_steps=3).ok
     assert fit(data=DATA[:1], num_steps=3).num_steps == 3
+
+
+def test_rows_with_nan_are_dropped_when_asked_and_counted():
+    dirty = np.concatenate([[[np.nan]], DATA[:20], [[np.inf]], DATA[20:]])
+    with pytest.raises(ebm.InvalidDataError, match="2 non-finite of 42 values, the first at index"):
+        fit(data=dirty)
+    dropped, clean = fit(data=dirty, drop_nonfinite=True), fit()
+    assert dropped.settings["num_dropped"] == 2
+    assert dropped.settings["num_data"] == 40
+    assert clean.settings["num_dropped"] == 0
+    np.testing.assert_array_equal(dropped.metrics["loss"], clean.metrics["loss"])
+    with pytest.raises(ebm.InvalidDataError, match="empty"):
+        fit(data=dirty[:1], drop_nonfinite=True)
+    with pytest.raises(ValueError, match="`drop_nonfinite` is for data in memory"):
+        fit(data=iter([DATA]), drop_nonfinite=True)
+
+
+def test_conditions_are_dropped_with_their_rows():
+    condition = np.zeros((40, 2), np.float32)
+    condition[3, 1] = np.nan
+    data, kept, count = without_nonfinite(DATA, condition)
+    assert count == 1
+    np.testing.assert_array_equal(data, np.delete(DATA, 3, axis=0))
+    assert np.isfinite(kept).all()
