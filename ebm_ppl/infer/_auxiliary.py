@@ -21,14 +21,28 @@ class EnergySite(NamedTuple):
     data: Array
     mask: Array | None
 
+    def counted(self, values: Array, *, event_dim: int = 0) -> Array:
+        """`values` of the events, 0 for those that are masked out: these may hold anything, NaN too."""
+        if self.mask is None:
+            return values
+        batch = jnp.broadcast_to(self.mask, values.shape[: values.ndim - event_dim])
+        return jnp.where(batch.reshape(batch.shape + (1,) * event_dim), values, jnp.zeros_like(values))
+
+    def mean(self, values: Array) -> Array:
+        """Mean of `values` over the events that count."""
+        if self.mask is None:
+            return jnp.mean(values)
+        number = jnp.sum(jnp.broadcast_to(self.mask, values.shape), dtype=values.dtype)
+        return jnp.sum(self.counted(values)) / number
+
 
 class Auxiliary(NamedTuple):
     """What one proposal drew.
 
     Attributes:
         log_ratio: sum over events of log f_old(x) - log f_new(x), along the bridge where there is one.
-        values: the draws before any bridging, by site.
-        acceptance_rate: of the inner transitions, mean over events; NaN where draws are exact.
+        values: the draws before any bridging, by site; 0 for events that are masked out.
+        acceptance_rate: of the inner transitions, mean over the events that count; NaN where draws are exact.
         nonfinite: whether an energy was NaN or infinite on the way.
     """
 
@@ -62,6 +76,11 @@ class ExchangePotential:
         """The potential without any log Z."""
         return self.potential_fn(z)
 
+    def data(self, z: Any) -> dict[str, Array]:
+        """The data that auxiliary data are compared with."""
+        sites = self.sites(z).items()
+        return {name: site.counted(site.data, event_dim=site.distribution.event_dim) for name, site in sites}
+
     def draw(self, key: Array, old: Any, new: Any, step_size: Array) -> Auxiliary:
         """Auxiliary data at the latent values `new`, and what they say of the ratio Z(new) / Z(old)."""
         before, after = self.sites(old), self.sites(new)
@@ -78,12 +97,11 @@ class ExchangePotential:
                 jax.random.fold_in(key, index),
                 exact=self.inner_kernel is None,
             )
-            if site.mask is not None:
-                log_ratio = jnp.where(jnp.broadcast_to(site.mask, log_ratio.shape), log_ratio, 0)
+            log_ratio = site.counted(log_ratio)
             total += jnp.sum(log_ratio).astype(total.dtype)
             bad |= ~jnp.all(jnp.isfinite(log_ratio))
-            values[name] = drawn
-            rates.append(jnp.mean(rate).astype(total.dtype))
+            values[name] = site.counted(drawn, event_dim=site.distribution.event_dim)
+            rates.append(site.mean(rate).astype(total.dtype))
         return Auxiliary(total, values, jnp.mean(jnp.stack(rates)), bad)
 
     def _one_event(

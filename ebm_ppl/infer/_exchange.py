@@ -84,7 +84,7 @@ class ExchangeWalk(AbstractKernel):
 
         def init(position: Any, rng_key: Any = None) -> Any:
             logdensity = whitened(position)
-            data = {name: site.data for name, site in potential.sites(latent(position)).items()}
+            data = potential.data(latent(position))
             step_size = jnp.asarray(self.inner_step_size, logdensity.dtype)
             zero = jnp.zeros_like(logdensity)
             return ExchangeState(position, logdensity, data, step_size, zero, zero, jnp.zeros((), jnp.int32))
@@ -102,7 +102,7 @@ class ExchangeWalk(AbstractKernel):
             log_ratio = reject_nonfinite(log_ratio, nonfinite | distrusted)
             kept, info = accept_or_reject(accept_key, log_ratio, _Candidate(state.position, state.logdensity), proposal)
             state = state._replace(position=kept.position, logdensity=kept.logdensity)
-            data = {name: site.data for name, site in potential.sites(latent(position)).items()}
+            data = potential.data(latent(position))
             state = self._watch(state, drawn.values, data, drawn.acceptance_rate, info.is_accepted)
             found = ExchangeInfo(
                 info.acceptance_rate,

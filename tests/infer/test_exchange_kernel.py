@@ -14,6 +14,7 @@ from numpyro.infer import NUTS, Gibbs
 from scipy import special
 
 import ebm_ppl as ebm
+from ebm_ppl.infer._auxiliary import EnergySite
 from tests.infer.models import half_square, run
 from tests.statistics import StatisticalError, assert_mean_close
 
@@ -263,6 +264,15 @@ def test_masked_and_batched_events_count_as_they_should():
         energy = ebm.EnergyDistribution(ebm.FunctionEnergy(half_square, (), w), sampler=draw_normal)
         numpyro.sample("y", energy.expand([2, 5]).to_event(1).mask(jnp.array([True, False])), obs=y)
 
-    mcmc = run(ebm.ExchangeKernel(masked), Y.reshape(2, 5), num_warmup=150, num_samples=1000)
+    missing = Y.reshape(2, 5).at[1].set(jnp.nan)  # what is masked out may be anything
+    mcmc = run(ebm.ExchangeKernel(masked), missing, num_warmup=150, num_samples=1000)
     rate = 1 + 5 * 1.25 / 2
     assert_posterior(mcmc.get_samples(group_by_chain=True)["w"], 4.5 / rate, 4.5 / rate**2)
+    assert np.isfinite(mcmc.get_extra_fields()["auxiliary_memory"][-1])
+
+
+def test_masked_events_have_no_part_in_what_the_inner_chains_report():
+    distribution = ebm.EnergyDistribution(ebm.FunctionEnergy(jnp.square, ()), log_normalizer=0.0)
+    site = EnergySite(distribution, jnp.zeros(3), jnp.array([True, False, True]))
+    np.testing.assert_allclose(site.mean(jnp.array([0.2, jnp.nan, 0.6])), 0.4)
+    np.testing.assert_array_equal(site.counted(jnp.full((3, 2), jnp.nan).at[::2].set(1), event_dim=1)[:, 0], [1, 0, 1])
