@@ -150,6 +150,13 @@ def _problems(tempering: Tempering) -> list[Problem]:
             "with more of its mass inside."
         )
         found.append(Problem("REPLICAS_OUTSIDE", advice, None, tempering.replicas_outside))
+    levels, trips = len(tempering.inverse_temperatures), float(np.mean(tempering.round_trips))
+    if trips < levels:
+        advice = (
+            f"{levels} replicas made only {trips:.0f} round trips between reference and energy, so that their error is "
+            "not to be trusted: raise num_samples or num_steps, or give a reference closer to the energy."
+        )
+        found.append(Problem("FEW_ROUND_TRIPS", advice, None, trips))
     if tempering.bridge_overlap < FEW:
         advice = "neighbouring temperatures hardly overlap: use more of them, or a reference closer to the energy."
         found.append(Problem("FEW_EFFECTIVE_DRAWS", advice, None, tempering.bridge_overlap))

@@ -1,7 +1,10 @@
 """The study behind the error bars: 100 estimates for every energy and method, in a few compiled programs.
 
-Run with `-m slow -s`; prints one line per energy. A standard error that is half or twice what it should be gives
-intervals that hold the truth in 59 % or in 99.9 % of the cases, and fails.
+Run with `-m slow -s`; prints one line per energy. Estimates with problems count like all others. The bound of 99.9 %
+holds for one energy and method: of some sixty such comparisons one fails in about 6 % of all studies of exact
+intervals.
+A standard error that is half or twice what it should be gives intervals that hold the truth in 59 % or in 99.9 % of the
+cases, and fails.
 """
 
 import dataclasses
@@ -18,13 +21,22 @@ PER_ENERGY = stats.binom.ppf([0.0005, 0.9995], COUNT, PROBABILITY)  # 99.9 %
 POOLED = (0.87, 0.93)
 RANDOM = [method for method in ROWS if method != "quadrature"]
 SETTINGS = {
-    ("annealed_importance", "ten"): {"num_temperatures": 128},
-    ("annealed_importance", "hundred"): {"num_temperatures": 128, "num_samples": 256},
-    ("annealed_importance", "wells"): {"num_temperatures": 1024, "num_samples": 128},
+    ("importance", "ten"): {"num_samples": 20_000},
+    ("annealed_importance", "ten"): {"num_temperatures": 512},
+    ("annealed_importance", "hundred"): {"num_temperatures": 512, "num_samples": 256},
+    ("annealed_importance", "wells"): {"num_temperatures": 2048, "num_samples": 512},
     ("sequential_monte_carlo", "ten"): {"target_effective_fraction": 0.8},
     ("sequential_monte_carlo", "hundred"): {"target_effective_fraction": 0.9, "num_steps": 4},
-    ("sequential_monte_carlo", "wells"): {"num_particles": 512, "target_effective_fraction": 0.9, "num_steps": 4},
+    ("sequential_monte_carlo", "wells"): {"num_particles": 1024, "target_effective_fraction": 0.9, "num_steps": 5},
+    ("bridge", "hundred"): {"num_samples": 4000},
+    ("thermodynamic_integration", "wells"): {"num_warmup": 620, "num_samples": 3000, "num_steps": 3},
 }
+INAPPLICABLE = [
+    (method, name)
+    for method in RANDOM
+    for name, group in GROUPS.items()
+    if len(group.chosen(method)) < len(group.targets)
+]
 
 
 def line(part, index):
@@ -34,7 +46,7 @@ def line(part, index):
     return (
         f"{estimate.method:26s} {part.names[index]:14s} covered {part.covered()[index].sum():3d} of {part.count}, "
         f"mean error {errors.mean():.4f}, spread {part.table(estimate.value)[index].std():.4f}, "
-        f"largest {abs(z).max():.1f}"
+        f"largest {abs(z).max():.1f}, flagged {part.flagged[index].mean():.0%}"
     )
 
 
@@ -75,3 +87,11 @@ def test_intervals_hold_the_truth_as_often_as_they_say(method, key):
     for factor in (0.5, 2.0):
         with pytest.raises(StatisticalError):
             assert_covered([with_errors(part, factor) for part in parts])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("method", "name"), INAPPLICABLE)
+def test_a_method_that_does_not_apply_says_so(method, name, key):
+    part = study(method, GROUPS[name].others(method), key, 40)
+    print("\n".join(line(part, index) for index in range(len(part.names))), flush=True)  # noqa: T201
+    assert (part.flagged.mean(axis=1) >= 0.95).all()
