@@ -32,7 +32,8 @@ class KnownDensity(eqx.Module):
     def log_prob(self, x: Float[Array, "..."], condition: Float[Array, "..."] | None = None) -> Scalar:
         """Normalised log density of one event, in nats; not meaningful outside the support."""
         if isinstance(self.distribution, AbstractReferenceEnergy):
-            return -self.distribution(x) - self.distribution.log_normalizer
+            value = -self.distribution(x)
+            return value - self.distribution.log_normalizer.astype(value.dtype)
         value = self.distribution.log_prob(x, *self._condition(condition))
         if value.shape != ():
             raise EnergyShapeError(

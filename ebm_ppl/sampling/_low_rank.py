@@ -86,7 +86,7 @@ class LowRank(AbstractPreconditioner):
                 draws_buffer=moments.positions, grads_buffer=moments.gradients, buffer_idx=seen
             )
             metric: Any = core.final(state).inverse_mass_matrix
-        valid = (jnp.arange(len(moments.positions)) < seen)[:, None]
+        valid = (jnp.arange(len(moments.positions), dtype=seen.dtype) < seen)[:, None]
         moved = _varies(moments.positions, valid) & _varies(moments.gradients, valid)
         usable = moved & jnp.all(jnp.isfinite(metric.U)) & jnp.all(jnp.isfinite(metric.lam)) & jnp.all(metric.lam > 0)
         new = LowRank(metric.sigma.reshape(self._scale.shape), metric.U, metric.lam)

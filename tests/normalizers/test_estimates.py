@@ -15,6 +15,7 @@ from ebm_ppl import normalizers
 from ebm_ppl.errors import KeyArgumentError, LogNormalizerError
 from ebm_ppl.normalizers._bridge import optimal_bridge
 from ebm_ppl.normalizers._chains import effective_size, split_rhat
+from ebm_ppl.normalizers._inputs import check_base
 from ebm_ppl.normalizers._weights import pareto_smoothed
 from tests.normalizers.targets import GROUPS, ROWS, study
 from tests.statistics import StatisticalError, assert_close, assert_iid_mean_close
@@ -244,3 +245,11 @@ def test_rounding_counts_by_weight():
     estimate = ebm.normalizers.importance(energy, proposal, key=jax.random.key(0))
     assert estimate.standard_error < 0.05
     assert_close(estimate.value, float(energy.log_normalizer), estimate.standard_error)
+
+
+def test_a_reference_in_single_precision_serves_particles_in_double():
+    with jax.enable_x64(True):
+        energy = ebm.energies.Gaussian(jnp.zeros(2, jnp.float32), jnp.eye(2, dtype=jnp.float32))
+        base = check_base("reference", energy, energy)
+        log_q = base.log_prob(jnp.zeros(2, jnp.float64))
+    np.testing.assert_allclose(log_q, -np.log(2 * np.pi), rtol=1e-6)

@@ -145,6 +145,13 @@ def test_low_rank_keeps_its_map_where_nothing_moved():
         assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(learnt), jax.tree.leaves(start), strict=True))
 
 
+def test_low_rank_learns_in_double_precision_too():
+    with jax.enable_x64(True):
+        identity = initial_preconditioner("low_rank", jnp.zeros(2))
+        learnt = jax.eval_shape(lambda: identity.learn_from(identity.start_moments()))
+    assert {leaf.dtype for leaf in jax.tree.leaves(learnt)} == {jnp.dtype("float64")}
+
+
 def test_pooled_histories_hold_the_draws_of_all_chains():
     rows = jnp.arange(3 * HISTORY * 2, dtype=jnp.float32).reshape(3, HISTORY, 2)
     pooled = initial_preconditioner("low_rank", jnp.zeros(2)).pool(History(rows, -rows, jnp.full(3, 5, jnp.int32)))
