@@ -236,11 +236,12 @@ class Bridged:
 def optimal_bridge(at_draws: np.ndarray, at_proposals: np.ndarray) -> Bridged:
     """From log f/q at draws of the energy `(chain, draw)` and at draws of the proposal `(n,)`."""
     at_draws, at_proposals = at_draws.astype(np.float64), at_proposals.astype(np.float64)
-    if np.isnan(at_draws).any() or np.isnan(at_proposals).any():
+    known = at_draws[np.isfinite(at_draws)]  # infinite where q has no density: such draws have no part in the bridge
+    if np.isnan(at_draws).any() or np.isnan(at_proposals).any() or not known.size:
         return Bridged(np.nan, np.nan, 0.0, 0.0, converged=False)
     if (at_proposals == -np.inf).all():
         return Bridged(-np.inf, np.nan, 0.0, 0.0, converged=False)
-    effective, value, converged = float(at_draws.size), float(np.median(at_draws)), False
+    effective, value, converged = float(at_draws.size), float(np.median(known)), False
     terms_draws, terms_proposals = at_draws, at_proposals
     for _ in range(2):  # the second time with the autocorrelation of the terms themselves
         share = effective / (effective + len(at_proposals))

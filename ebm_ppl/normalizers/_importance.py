@@ -29,7 +29,8 @@ def importance(
 
     Good where a proposal is known that is a little wider than exp(-E) everywhere. It cannot see modes to which the
     proposal does not go; a proposal that is too narrow shows as `pareto_khat` above .7 and the problem
-    `HIGH_PARETO_K`.
+    `HIGH_PARETO_K`. A proposal of bounded support, such as a uniform one, gives the integral over that support, and
+    nothing tells what lies outside.
 
     Args:
         energy: E, nats.

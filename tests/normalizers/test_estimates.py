@@ -253,3 +253,14 @@ def test_a_reference_in_single_precision_serves_particles_in_double():
         base = check_base("reference", energy, energy)
         log_q = base.log_prob(jnp.zeros(2, jnp.float64))
     np.testing.assert_allclose(log_q, -np.log(2 * np.pi), rtol=1e-6)
+
+
+def test_bridge_needs_no_proposal_that_covers_the_energy(key):
+    """Draws where the proposal has no density have no part in it; here they are two thirds."""
+    energy = ebm.energies.Gaussian(jnp.zeros(()), jnp.ones(()))
+    draws = energy.sample(key, (4, 1000))
+    estimate = normalizers.bridge(energy, draws, key=key, proposal=dist.Uniform(0.0, 1.0))
+    assert estimate.ok, estimate
+    assert_close(estimate.value, energy.log_normalizer, estimate.standard_error)
+    with pytest.raises(StatisticalError):  # what importance sampling makes of it
+        assert_close(np.log(0.8556), energy.log_normalizer, estimate.standard_error)
