@@ -102,7 +102,7 @@ def detailed_balance(
     Returns:
         A `BalanceReport`: `ok`, `verdict`, `problems`, `table`. Problems: NONFINITE_STATE, STUCK_CHAIN, STALE_CACHE,
         ADAPTATION_ON, NOT_A_FUNCTION, RATIO_IDENTITY, NOT_INVARIANT, NOT_REVERSIBLE (only where the kernel claims to
-        be), BIAS, BIAS_UNRESOLVED, DIVERGED, and what was wrong with tempered reference draws.
+        be), BIAS, BIAS_UNRESOLVED, DIVERGED, and what was wrong with the run that the reference draws come from.
 
     Raises:
         TypeError: `energy` or `kernel` is none.

@@ -45,7 +45,8 @@ def references(
         raise EnergyShapeError(f"`reference_draws` must hold at least 200 independent draws; got {len(positions)}.")
     if round_number > 1:
         note = f"{note} The rounds share the draws given: the sequential level holds for the kernel's randomness only."
-    return References(positions[order[:count]], positions[order[count : 2 * count]], note.strip())
+    problem = draws.problems[0] if isinstance(draws, Draws) and draws.problems else None
+    return References(positions[order[:count]], positions[order[count : 2 * count]], note.strip(), problem)
 
 
 def _own(energy: AbstractEnergy, num_pairs: int, key: jax.Array, condition: Any) -> References:

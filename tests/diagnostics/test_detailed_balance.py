@@ -16,6 +16,7 @@ from ebm_ppl.diagnostics._family import holm
 from ebm_ppl.diagnostics._features import features_of
 from ebm_ppl.diagnostics._gandy_scott import SequentialControl
 from ebm_ppl.diagnostics._randomisation import bernoulli_p_value, sign_flip_p_value
+from ebm_ppl.diagnostics._references import references
 from ebm_ppl.diagnostics._violation import violation
 from ebm_ppl.errors import EnergyShapeError, InvalidDataError
 from tests.broken_kernels import BrokenMALA
@@ -281,6 +282,14 @@ def test_reference_draws_of_all_kinds(key):
         detailed_balance(CORRELATED, ebm.RandomWalk(1.0), jnp.zeros((500, 3)), key=key)
     with pytest.raises(EnergyShapeError, match="at least 200 independent draws"):
         detailed_balance(CORRELATED, ebm.RandomWalk(1.0), jnp.zeros((150, 2)), key=key)
+
+
+def test_what_was_wrong_with_the_run_of_the_reference_draws_is_said(key):
+    problem = ebm.Problem("R_HAT", "the chains disagree.")
+    positions = np.asarray(CORRELATED.sample(key, (4, 100)))
+    draws = ebm.Draws(positions, {}, ebm.MALA(), (problem,), {}, np.ones((4, 2)))
+    assert references(CORRELATED, draws, 100, key, None, 1).problem is problem
+    assert references(CORRELATED, positions, 100, key, None, 1).problem is None
 
 
 def test_arguments_are_checked(key):
