@@ -4,7 +4,7 @@
 is the full-covariance Gaussian of the training data, tilted by a network, E(x) = |x|^2/2 + network(x) with 64-64 silu
 units, the same for all. Training: Adam at 1e-3, batches of 64, an average over the iterates (.99); every 50 steps the
 objective on the validation rows, and the parameters of its lowest value are kept; objectives whose values do not
-compare are judged by ranking NCE. All hyperparameters were fixed beforehand; the test rows are used once. Maximum
+compare are judged by ranking NCE. All hyperparameters were fixed before test rows were scored. Maximum
 likelihood by quadrature ends at two dimensions; sliced score matching with variance reduction is Hutchinson's.
 
 log-likelihood: nats per test row, with the standard errors from the rows and from log Z. log Z is by annealed
