@@ -26,7 +26,8 @@ def plot_mixing(
     r"""Trace and rank plots of the parameters that mix worst, with the verdict of `diagnose` as title.
 
     Left, the draws of each chain in turn. Right, ArviZ' fractional ranks over all chains: the difference between
-    each chain's empirical distribution of ranks and the diagonal; chains that agree stay inside the band.
+    each chain's empirical distribution of ranks and the diagonal; chains that agree stay inside the band. One chain
+    has no ranks among others: its trace is all there is.
 
     Args:
         data: draws of this or another library: `DataTree`, `Dataset`, `Draws`, a mapping of arrays or an array
@@ -66,10 +67,11 @@ def plot_mixing(
         raise ValueError(f"{infinite} have draws that are not finite, which no picture shows: see ebm.diagnose.")
     shown = xr.Dataset({name: (("chain", "draw"), draws[name]) for name in names})
     shown = shown.assign_coords(chain=np.arange(shown.sizes["chain"]), draw=np.arange(shown.sizes["draw"]))
+    kinds: list[Any] = [plot_trace, *([plot_rank] if shown.sizes["chain"] > 1 else [])]
     picture = combine_plots(
         xr.DataTree.from_dict({group: shown}),
-        plots=[(plot_trace, {}), (plot_rank, {})],
-        plot_names=["trace", "rank"],
+        plots=[(kind, {}) for kind in kinds],
+        plot_names=["trace", "rank"][: len(kinds)],
         group=group,
         backend=backend,
         figure_kwargs=layout(backend),

@@ -113,6 +113,12 @@ def test_the_worst_parameters_are_shown_under_the_verdict():
     assert list(named.viz["trace_trace"].data_vars) == ["x[0]", "x[1]"]
 
 
+def test_one_chain_has_a_trace_and_no_ranks():
+    picture = ebm.plot_mixing(np.random.default_rng(0).normal(size=(1, 50)))
+    assert picture.get_viz("figure_title").get_text().startswith("NOT ok")
+    assert picture.viz["plot"].coords["column"].values.tolist() == ["trace"]
+
+
 def test_plot_mixing_names_misuse():
     with pytest.raises(ValueError, match="`parameters` must be among"):
         ebm.plot_mixing(np.zeros((2, 10, 2)), parameters=["x"])
