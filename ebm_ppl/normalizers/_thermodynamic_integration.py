@@ -15,6 +15,7 @@ from ebm_ppl.sampling import parallel_tempering
 from ebm_ppl.sampling._tempering_report import Tempering
 
 MAX_BIAS_ERRORS = 2.0  # standard errors between the integral and the bridges of the same draws
+MIN_ROUND_TRIPS = 5  # of each replica, on average: batches shorter than a journey are not independent
 LARGE_BIAS = 0.1  # nats: a smaller correction is left unsaid
 
 
@@ -39,11 +40,11 @@ def thermodynamic_integration(
 
     by the trapezoidal rule with the end-point correction that the variances of V give (d E_beta[V] / d beta =
     -Var_beta[V]), less what this rule misses between the temperatures. That is its difference from the optimal bridges
-    between neighbouring temperatures on the same draws, which miss nothing; so `value` is the bridges', and
-    the integral alone is `draws.tempering.thermodynamic_integral`. Where it misses more than .1 nats that is the
-    problem `LADDER_TOO_COARSE`. The replicas swap, so that all modes are visited at all temperatures. The standard
-    error is that of batch means of all levels together; `interval` uses Student's t with one degree of freedom less
-    than there are batches.
+    between neighbouring temperatures on the same draws, which miss nothing; so `value` is the bridges', and the
+    integral alone is `draws.tempering.thermodynamic_integral`. Where it misses more than .1 nats that is the problem
+    `LADDER_TOO_COARSE`. The replicas swap, so that all modes are visited at all temperatures; fewer than five round
+    trips each are the problem `FEW_ROUND_TRIPS`. The standard error is that of batch means of all levels together;
+    `interval` uses Student's t with one degree of freedom less than there are batches.
 
     Where the energy has walls inside the reference, the path starts from the reference inside the walls.
 
@@ -76,7 +77,7 @@ def thermodynamic_integration(
         >>> import jax, jax.numpy as jnp, ebm_ppl as ebm
         >>> energy = ebm.energies.Gaussian(jnp.ones(1), jnp.eye(1))
         >>> estimate = ebm.normalizers.thermodynamic_integration(
-        ...     energy, key=jax.random.key(0), inverse_temperatures=8, num_warmup=100, num_samples=200,
+        ...     energy, key=jax.random.key(0), inverse_temperatures=8, num_warmup=100, num_samples=400,
         ...     progress_bar=False)
         >>> bool(abs(estimate.value - energy.log_normalizer) < 4 * estimate.standard_error), estimate.ok
         (True, True)
@@ -151,10 +152,10 @@ def _problems(tempering: Tempering) -> list[Problem]:
         )
         found.append(Problem("REPLICAS_OUTSIDE", advice, None, tempering.replicas_outside))
     levels, trips = len(tempering.inverse_temperatures), float(np.mean(tempering.round_trips))
-    if trips < levels:
+    if trips < MIN_ROUND_TRIPS * levels:
         advice = (
-            f"{levels} replicas made only {trips:.0f} round trips between reference and energy, so that their error is "
-            "not to be trusted: raise num_samples or num_steps, or give a reference closer to the energy."
+            f"{levels} replicas made only {trips:.0f} round trips between reference and energy: where there are modes "
+            "apart, the error is too small; raise num_samples or num_steps, or give a reference closer to the energy."
         )
         found.append(Problem("FEW_ROUND_TRIPS", advice, None, trips))
     if tempering.bridge_overlap < FEW:

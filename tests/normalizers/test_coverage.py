@@ -22,14 +22,13 @@ POOLED = (0.87, 0.93)
 RANDOM = [method for method in ROWS if method != "quadrature"]
 SETTINGS = {
     ("importance", "ten"): {"num_samples": 20_000},
-    ("annealed_importance", "ten"): {"num_temperatures": 512},
+    ("annealed_importance", "ten"): {"num_temperatures": 384},
     ("annealed_importance", "hundred"): {"num_temperatures": 512, "num_samples": 256},
     ("annealed_importance", "wells"): {"num_temperatures": 2048, "num_samples": 512},
     ("sequential_monte_carlo", "ten"): {"target_effective_fraction": 0.8},
     ("sequential_monte_carlo", "hundred"): {"target_effective_fraction": 0.9, "num_steps": 4},
-    ("sequential_monte_carlo", "wells"): {"num_particles": 1024, "target_effective_fraction": 0.9, "num_steps": 5},
+    ("sequential_monte_carlo", "wells"): {"num_particles": 512, "target_effective_fraction": 0.9, "num_steps": 5},
     ("bridge", "hundred"): {"num_samples": 4000},
-    ("thermodynamic_integration", "wells"): {"num_warmup": 620, "num_samples": 3000, "num_steps": 3},
 }
 INAPPLICABLE = [
     (method, name)

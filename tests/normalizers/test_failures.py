@@ -128,7 +128,7 @@ def test_replicas_beyond_a_wall_are_noticed():
     """One draw of a level above the reference that is not where the energy is finite: warm-up was too short."""
     potentials = np.random.default_rng(0).normal(size=(2, 100, 3))
     potentials[0, 0, 1:] = np.inf
-    tempering = Tempering(np.array([0.0, 0.5, 1.0]), np.zeros(2), np.ones(2), 100, potentials, 0.0)
+    tempering = Tempering(np.array([0.0, 0.5, 1.0]), np.zeros(2), np.full(2, 40), 100, potentials, 0.0)
     estimate = _thermodynamic_integration.estimate_from_tempering(tempering)
     assert [(problem.code, problem.value) for problem in estimate.problems] == [("REPLICAS_OUTSIDE", 0.005)]
 
