@@ -62,7 +62,15 @@ def start(
     with jax.numpy_dtype_promotion("standard"):
         opt_state = optimizer.init(params)
     average_now, best = params if average else None, no_best(params) if validated else None
-    return TrainState(jnp.zeros((), jnp.int32), params, opt_state, objective_state, average_now, best)
+    state = TrainState(jnp.zeros((), jnp.int32), params, opt_state, objective_state, average_now, best)
+    # A weak type, as of `jnp.full(2, 0.1)`, is lost on the way through the loop, which would then be compiled anew.
+    return jax.tree.map(
+        lambda leaf: jax.lax.convert_element_type(leaf, leaf.dtype) if _is_number(leaf) else leaf, state
+    )
+
+
+def _is_number(leaf: Any) -> bool:
+    return eqx.is_array(leaf) and jnp.issubdtype(leaf.dtype, jnp.number)
 
 
 @eqx.filter_jit

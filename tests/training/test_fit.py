@@ -200,3 +200,15 @@ def test_float64_stays_float64(key):
         result = fit(isotropic_energy(jnp.asarray(0.3, jnp.float64)), data, optimizer=optax.adam(0.01), ema_decay=0.9)
         assert result.ok
         assert result.model.params.dtype == result.metrics["loss"].dtype == jnp.float64
+
+
+def test_weakly_typed_parameters_compile_once():
+    """`jnp.full(2, 0.1)` is one; chunk after chunk would be compiled anew while the types settle."""
+    data = jnp.zeros((8, 2))
+    energy = ebm.energies.Gaussian(jnp.full(2, 0.1), jnp.eye(2))
+    assert energy.mean.weak_type
+    with count_lowerings() as lowered:
+        ebm.fit(
+            energy, data, ebm.objectives.ExactScoreMatching(), key=jax.random.key(0), num_steps=7, progress_bar=False
+        )
+    assert sum("advance" in name for name in lowered) == 1
