@@ -24,7 +24,6 @@ SETTINGS = {
     ("importance", "ten"): {"num_samples": 20_000},
     ("annealed_importance", "ten"): {"num_temperatures": 384},
     ("annealed_importance", "hundred"): {"num_temperatures": 512, "num_samples": 256},
-    ("annealed_importance", "wells"): {"num_temperatures": 2048, "num_samples": 512},
     ("sequential_monte_carlo", "ten"): {"target_effective_fraction": 0.8},
     ("sequential_monte_carlo", "hundred"): {"target_effective_fraction": 0.9, "num_steps": 4},
     ("sequential_monte_carlo", "wells"): {"num_particles": 512, "target_effective_fraction": 0.9, "num_steps": 5},
