@@ -11,6 +11,7 @@ from ebm_ppl._checks import check_positive
 from ebm_ppl._types import PRNGKey, Scalar
 from ebm_ppl.energies import AbstractEnergy, score
 from ebm_ppl.objectives._base import AbstractStatelessObjective, Batch, Metrics, as_floating, energy_of
+from ebm_ppl.objectives._drawn_once import drawn_once
 
 
 class DenoisingScoreMatching(AbstractStatelessObjective):
@@ -88,7 +89,7 @@ def denoising_loss(
     key: PRNGKey,
 ) -> Scalar:
     r"""1/2 || score(x + noise_scale * e) + e / noise_scale ||^2 of one event, one draw e ~ N(0, I) (and -e)."""
-    noise = jax.random.normal(key, x.shape, x.dtype)
+    noise = drawn_once(jax.random.normal(key, x.shape, x.dtype))
 
     def loss(noise: Array) -> Scalar:
         residual = score(energy, x + noise_scale * noise, condition) + noise / noise_scale

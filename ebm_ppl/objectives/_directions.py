@@ -8,6 +8,7 @@ from jaxtyping import Array, Float
 
 from ebm_ppl._types import PRNGKey
 from ebm_ppl.energies import AbstractEnergy, score
+from ebm_ppl.objectives._drawn_once import drawn_once
 
 type Probe = Literal["rademacher", "gaussian", "sphere"]
 """Law of a random direction: signs, standard normal, or uniform on the sphere of radius sqrt(d)."""
@@ -26,7 +27,7 @@ def draw_directions(probe: str, like: Float[Array, "..."], count: int, *, key: P
     def draw(key: Array) -> Array:
         if probe == "rademacher":
             return jax.random.rademacher(key, like.shape, like.dtype)
-        normal = jax.random.normal(key, like.shape, like.dtype)
+        normal = drawn_once(jax.random.normal(key, like.shape, like.dtype))
         if probe == "gaussian":
             return normal
         return normal * jnp.sqrt(like.size / jnp.sum(normal**2))

@@ -12,6 +12,7 @@ from ebm_ppl._checks import check_count
 from ebm_ppl._types import PRNGKey, Scalar
 from ebm_ppl.energies._parameters import as_parameter, concrete
 from ebm_ppl.objectives._base import AbstractStatelessObjective, Batch, Metrics, as_floating, energy_of
+from ebm_ppl.objectives._drawn_once import drawn_once
 from ebm_ppl.objectives._neighbors import check_noise_scale, neighbor_energies
 
 
@@ -83,7 +84,7 @@ class EnergyDiscrepancy(AbstractStatelessObjective):
         def event_loss(x: Array, condition: Array | None, key: Array) -> Scalar:
             centre_key, key = jax.random.split(key)
             scale = self.noise_scale.astype(x.dtype)
-            centre = x + scale * jax.random.normal(centre_key, x.shape, x.dtype)
+            centre = x + scale * drawn_once(jax.random.normal(centre_key, x.shape, x.dtype))
             around = neighbor_energies(energy, centre, condition, scale, self.num_samples, key=key)
             differences = energy(x, condition) - around
             log_weight = jnp.log(self.stabilization.astype(x.dtype))[None]  # -inf where there is none

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 from ebm_ppl._checks import check_positive
 from ebm_ppl._types import PRNGKey, Scalar
 from ebm_ppl.energies import AbstractEnergy
+from ebm_ppl.objectives._drawn_once import drawn_once
 
 
 def check_noise_scale(noise_scale: Any) -> None:
@@ -28,5 +29,5 @@ def neighbor_energies(
     key: PRNGKey,
 ) -> Float[Array, " count"]:
     """E at `count` neighbours x + noise_scale * e of one event x, e ~ N(0, I)."""
-    noise = jax.random.normal(key, (count, *x.shape), x.dtype)
+    noise = drawn_once(jax.random.normal(key, (count, *x.shape), x.dtype))
     return jax.vmap(lambda e: energy(x + noise_scale.astype(x.dtype) * e, condition))(noise)

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 from ebm_ppl._types import PRNGKey, Scalar
 from ebm_ppl.energies._known_density import KnownDensity, check_known_density
 from ebm_ppl.errors import InvalidDataError
+from ebm_ppl.objectives._drawn_once import drawn_once
 
 
 class Noise(NamedTuple):
@@ -26,7 +27,7 @@ class Noise(NamedTuple):
 
     def sample(self, key: PRNGKey, count: int) -> Float[Array, "count ..."]:
         """`count` independent events."""
-        return jax.lax.stop_gradient(self._fixed.sample(key, count))
+        return drawn_once(jax.lax.stop_gradient(self._fixed.sample(key, count)))
 
     @property
     def _fixed(self) -> KnownDensity:
