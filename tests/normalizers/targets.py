@@ -281,11 +281,13 @@ def _bridge_rows(
     num_chains: int = 4,
     num_samples: int = 1000,
     num_warmup: int = 300,
+    dispersion: float = 0.0,
 ) -> Any:
     energy, rows = group.energy, len(conditions)
     draw_key, bridge_key = jax.random.split(key)
     starts = [jnp.broadcast_to(jnp.asarray(target.start), energy.event_shape) for target in group.targets]
     starts = jnp.repeat(jnp.stack(starts)[conditions.astype(int)], num_chains, axis=0)
+    starts = starts + dispersion * jax.random.normal(jax.random.fold_in(key, 0), starts.shape)
     draws = ebm.sample(
         energy,
         key=draw_key,

@@ -90,6 +90,8 @@ def test_intervals_hold_the_truth_as_often_as_they_say(method, key):
 @pytest.mark.slow
 @pytest.mark.parametrize(("method", "name"), INAPPLICABLE)
 def test_a_method_that_does_not_apply_says_so(method, name, key):
-    part = study(method, GROUPS[name].others(method), key, 40)
+    # Chains that start at one point agree on one mode: only dispersed ones can tell.
+    settings = {"dispersion": 3.0, "num_chains": 8} if method == "bridge" else {}
+    part = study(method, GROUPS[name].others(method), key, 40, **settings)
     print("\n".join(line(part, index) for index in range(len(part.names))), flush=True)  # noqa: T201
     assert (part.flagged.mean(axis=1) >= 0.95).all()
