@@ -187,7 +187,7 @@ class ReplicaExchange(ebm.AbstractKernel):
     log_scales: Array  # of the higher rungs
     relative_steps: Array  # MALA step sizes of all rungs, relative to `step_size`, that of p_0
     step_size: float | Array = 0.005
-    num_coordinates: int = eqx.field(static=True, default=64)
+    num_coordinates: int = eqx.field(static=True, default=64, kw_only=True)
     num_moves: int = eqx.field(static=True, default=5)  # MALA steps between two swaps
     target_acceptance_rate: ClassVar[float | None] = 0.574
 

@@ -39,7 +39,7 @@ class AbstractKernel(eqx.Module):
             exp(-E) invariant without it.
         uses_gradient: whether the energy must be differentiable.
         num_coordinates: for how many coordinates the kernel is made, where its fields decide that; None: for any
-            number. A subclass may make it a field or a property.
+            number. A subclass may make it a keyword-only field or a property.
         stated_bias: what is known of the bias of a kernel that is not `adjusted`, as JSON-able facts for
             `Draws.settings`; None where nothing is. A subclass may make it a property.
         carried: fields of the kernel's state that have nothing to do with the coordinates: warm-up, which makes the

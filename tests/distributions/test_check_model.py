@@ -175,7 +175,7 @@ def test_check_model_names_energy_and_parameter(model):
         ebm.check_model(model, Y)
     assert repr(VARYING[model]) in str(error.value)
     assert "'other'" not in str(error.value)
-    for way_out in ("log_normalizer", "constant_log_normalizer_in=", "exchange"):
+    for way_out in ("log_normalizer", "constant_log_normalizer_in=", "ExchangeKernel"):
         assert way_out in str(error.value)
 
 
