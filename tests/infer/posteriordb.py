@@ -63,7 +63,7 @@ def blr(x, y):
 
 def gauss_mix(y):
     """Ordered means with a N(0, 2) prior each: an unnormalised density on the ordered cone, as in Stan."""
-    mu = numpyro.sample("mu", flat(constraints.ordered_vector, (2,)))
+    mu = numpyro.sample("mu", dist.ImproperUniform(constraints.ordered_vector, (), (2,)))
     numpyro.factor("mu_prior", dist.Normal(0.0, 2.0).log_prob(mu).sum())
     sigma = numpyro.sample("sigma", dist.HalfNormal(2.0).expand([2]).to_event(1))
     theta = numpyro.sample("theta", dist.Beta(5.0, 5.0))
