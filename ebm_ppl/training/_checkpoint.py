@@ -9,12 +9,9 @@ Every file appears whole or not at all. No pickle: arrays only; model, objective
 
 import dataclasses
 import importlib.metadata
-import io
-import json
 import os
 import pathlib
 import time
-import warnings
 from typing import Any
 
 import equinox as eqx
@@ -22,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ebm_ppl._files import DAMAGE, atomic_write, read_file, sha256
+from ebm_ppl._checkpoints import make_directory, newest, read_arrays, read_version, write_arrays, write_version
 from ebm_ppl.errors import CheckpointError
 from ebm_ppl.training._loop import TrainState
 
@@ -61,17 +58,14 @@ class TrainingCheckpoint:
 
     def create(self) -> None:
         """Make the directory."""
-        try:
-            self.directory.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise CheckpointError(error.errno, f"cannot create: {error.strerror}", str(self.directory)) from error
+        make_directory(self.directory)
 
     def save(self, state: TrainState, history: dict[str, list[np.ndarray]]) -> None:
         """Write the metrics not yet written, then the state, then the manifest that makes both count."""
         began, step = time.monotonic(), int(state.step)
         self._save_metrics(step, history)
         leaves = {f"{i:06d}": _encode(leaf) for i, leaf in enumerate(_array_leaves(state))}
-        entry = self._write(f"state-{step:012d}.npz", leaves)
+        entry = write_arrays(self.directory, f"state-{step:012d}.npz", leaves)
         manifest = {
             "format": FORMAT_VERSION,
             "kind": KIND,
@@ -80,12 +74,7 @@ class TrainingCheckpoint:
             "state": entry,
             "metrics": self.files,
         }
-        current, previous = self.directory / "manifest.json", self.directory / "manifest.previous.json"
-        if current.exists():
-            atomic_write(previous, read_file(current), overwrite=True)
-        text = json.dumps(manifest, sort_keys=True)
-        atomic_write(current, json.dumps({"manifest": text, "sha256": sha256(text.encode())}).encode(), overwrite=True)
-        self._forget_old_states()
+        write_version(self.directory, manifest)
         self.last = time.monotonic()
         self.cost = self.last - began
 
@@ -94,29 +83,8 @@ class TrainingCheckpoint:
             return
         fresh = {name: np.concatenate(values)[self.saved_steps : step] for name, values in history.items()}
         name = f"metrics-{self.saved_steps:012d}-{step:012d}.npz"
-        self.files = [*self.files, self._write(name, fresh)]
+        self.files = [*self.files, write_arrays(self.directory, name, fresh)]
         self.saved_steps = step
-
-    def _write(self, name: str, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
-        buffer = io.BytesIO()
-        np.savez(buffer, **arrays, allow_pickle=False)
-        content = buffer.getvalue()
-        atomic_write(self.directory / name, content, overwrite=True)
-        return {"file": name, "sha256": sha256(content)}
-
-    def _forget_old_states(self) -> None:
-        """Keep the states that the last two manifests name; all of them where one cannot be read."""
-        kept = set()
-        for name in ("manifest.json", "manifest.previous.json"):
-            path = self.directory / name
-            if path.exists():
-                try:
-                    kept.add(json.loads(json.loads(path.read_bytes())["manifest"])["state"]["file"])
-                except DAMAGE:
-                    return
-        for path in self.directory.glob("state-*.npz"):
-            if path.name not in kept:
-                path.unlink()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,26 +96,13 @@ class SavedTraining:
     history: dict[str, list[np.ndarray]]
 
 
-def has_checkpoint(directory: pathlib.Path) -> bool:
-    """Whether a run was saved there."""
-    return any((directory / name).exists() for name in ("manifest.json", "manifest.previous.json"))
-
-
 def load_training(directory: pathlib.Path) -> SavedTraining:
     """Read and verify the newest usable version; the previous one, with a warning, where the newest is damaged.
 
     Raises:
         CheckpointError: neither version is whole. Nothing is half-loaded.
     """
-    try:
-        return _load(directory, "manifest.json")
-    except CheckpointError as error:
-        try:
-            saved = _load(directory, "manifest.previous.json")
-        except CheckpointError:
-            raise error from None
-        warnings.warn(f"{error}; going on from the checkpoint before it.", UserWarning, stacklevel=4)
-        return saved
+    return newest(lambda name: _load(directory, name), stacklevel=4)
 
 
 def refuse_differences(recorded: dict[str, Any], given: dict[str, Any], path: str | os.PathLike[str]) -> None:
@@ -206,31 +161,11 @@ def _decode(host: np.ndarray, like: Any) -> jax.Array:
 
 
 def _load(directory: pathlib.Path, name: str) -> SavedTraining:
-    path = directory / name
-    content = read_file(path)
-    try:
-        outer = json.loads(content)
-        text = outer["manifest"]
-        if sha256(text.encode()) != outer["sha256"]:
-            raise ValueError("its checksum does not match")
-        manifest = json.loads(text)
-        if manifest["kind"] != KIND or manifest["format"] != FORMAT_VERSION:
-            raise ValueError(f"it holds {manifest['kind']!r}, format {manifest['format']!r}")
-    except DAMAGE as error:
-        raise CheckpointError(f"{path} is damaged: {error}") from error
-    state = _read_arrays(directory, manifest["state"])
+    manifest = read_version(directory, name, KIND, FORMAT_VERSION)
+    state = read_arrays(directory, manifest["state"])
     history: dict[str, list[np.ndarray]] = {}
     for entry in manifest["metrics"]:
-        for metric, values in _read_arrays(directory, entry).items():
+        for metric, values in read_arrays(directory, entry).items():
             history.setdefault(metric, []).append(values)
     ordered = sorted(history.items(), key=lambda item: item[0] != "loss")
     return SavedTraining(manifest, [state[key] for key in sorted(state)], dict(ordered))
-
-
-def _read_arrays(directory: pathlib.Path, entry: dict[str, str]) -> dict[str, np.ndarray]:
-    path = directory / pathlib.Path(entry["file"]).name  # never outside the directory
-    content = read_file(path)
-    if sha256(content) != entry["sha256"]:
-        raise CheckpointError(f"{path} is damaged: its checksum does not match.")
-    with np.load(io.BytesIO(content), allow_pickle=False) as file:
-        return {name: file[name] for name in file.files}

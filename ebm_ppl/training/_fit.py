@@ -11,12 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from ebm_ppl._checkpoints import has_versions
 from ebm_ppl._checks import check_count, check_key
 from ebm_ppl.errors import CheckpointError, TrainingDivergedError, warn_problems
 from ebm_ppl.objectives import AbstractObjective
 from ebm_ppl.training._checkpoint import (
     TrainingCheckpoint,
-    has_checkpoint,
     library_versions,
     load_training,
     refuse_differences,
@@ -219,7 +219,7 @@ def _attach(course: Course, directory: pathlib.Path, fingerprint: dict[str, Any]
     if jax.process_count() > 1:
         raise NotImplementedError("`checkpoint` needs a single process: save `result.model` yourself, by a callback.")
     course.checkpoint = TrainingCheckpoint(directory, fingerprint)
-    if not has_checkpoint(directory):
+    if not has_versions(directory):
         course.checkpoint.create()
         return
     saved = load_training(directory)

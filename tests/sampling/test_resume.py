@@ -158,6 +158,17 @@ def test_damage_falls_back_or_is_refused_and_is_never_silent(victim, whole, ofte
     assert_same(ebm.resume(tmp_path, energy(), progress_bar=False), whole)
 
 
+def test_a_run_with_a_damaged_manifest_goes_on_from_the_one_before(whole, often, tmp_path, monkeypatch):
+    """The damaged manifest becomes the previous one: the next save must not stumble over it."""
+    with monkeypatch.context() as patch:
+        kill_after(patch, 40)
+        with pytest.raises(Killed):
+            ebm.sample(energy(), key=jax.random.key(5), checkpoint=tmp_path, **SETTINGS)
+    (tmp_path / "manifest.json").write_bytes(b"{")
+    with pytest.warns(UserWarning, match="going on from the checkpoint before"):
+        assert_same(ebm.resume(tmp_path, energy(), progress_bar=False), whole)
+
+
 def test_a_path_that_cannot_be_written_is_an_error_before_anything_runs(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(ebm.CheckpointError):

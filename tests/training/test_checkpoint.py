@@ -15,6 +15,7 @@ import optax
 import pytest
 
 import ebm_ppl as ebm
+from ebm_ppl import _checkpoints
 from ebm_ppl.objectives import AbstractObjective, DenoisingScoreMatching, NoiseContrastive
 from ebm_ppl.training import _checkpoint
 from ebm_ppl.training._fingerprint import describe, tree_fingerprint
@@ -207,7 +208,7 @@ def test_both_versions_damaged_is_an_error(tmp_path):
 
 
 def test_a_disk_that_fills_up_ends_nothing(whole, often, tmp_path, monkeypatch):
-    write = _checkpoint.atomic_write
+    write = _checkpoints.atomic_write
 
     def full(path, content, **settings):
         if "000000022" in path.name:
@@ -215,7 +216,7 @@ def test_a_disk_that_fills_up_ends_nothing(whole, often, tmp_path, monkeypatch):
         return write(path, content, **settings)
 
     with monkeypatch.context() as patch:
-        patch.setattr(_checkpoint, "atomic_write", full)
+        patch.setattr(_checkpoints, "atomic_write", full)
         patch.setattr("ebm_ppl.training._chunks.Course.exhausted", property(lambda course: course.state.step >= 22))
         with pytest.warns(ebm.SamplingWarning, match="CHECKPOINT_FAILED: the last checkpoint could not be written"):
             result = fit(tmp_path)
