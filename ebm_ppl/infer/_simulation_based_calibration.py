@@ -210,11 +210,10 @@ def _run(study: _Study, keys: Array, prior: dict[str, np.ndarray], batch_size: i
 
 
 def _reduce(truth: np.ndarray, draws: np.ndarray, diverging: np.ndarray) -> _Parts:
-    with np.errstate(invalid="ignore"):
-        sides = np.sign(draws - truth[:, None, None, :])
+    middle = truth[:, None, None, :]
+    sides = (draws > middle).astype(np.int8) - (draws < middle)  # non-finite ones are reported, and never ranked
     finite_truth, finite_draws = np.isfinite(truth).all(-1), np.isfinite(draws).all((1, 2, 3))
     ess, r_hat = mixing_of_many(draws)
-    sides = np.nan_to_num(sides, nan=0).astype(np.int8)  # reported as non-finite, and never ranked
     return _Parts(sides, finite_truth, finite_draws, ess, r_hat, diverging.mean((1, 2)))
 
 
