@@ -70,7 +70,8 @@ def annealed_importance(
     Args:
         energy: E, nats.
         reference: q: a reference energy, a NumPyro distribution or a FlowJAX flow; by default N(0, 3^2) in every
-            coordinate. It must cover exp(-E).
+            coordinate. It must cover exp(-E): with one of bounded support the result is the integral over that
+            support.
         key: one JAX key.
         kernel: an adjusted kernel; `MALA()` by default.
         num_temperatures: K; the variance of log w falls like 1/K.

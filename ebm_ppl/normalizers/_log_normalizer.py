@@ -55,7 +55,7 @@ def log_normalizer(
     Args:
         energy: E, nats.
         reference: where the annealing methods start: a reference energy, a NumPyro distribution or a FlowJAX flow; by
-            default N(0, 3^2) in every coordinate.
+            default N(0, 3^2) in every coordinate. With one of bounded support they integrate over that support only.
         key: one JAX key.
         methods: names of two or more functions of `ebm.normalizers`; for modes that a plain chain cannot travel
             between, `("sequential_monte_carlo", "thermodynamic_integration")`.

@@ -44,7 +44,8 @@ def sequential_monte_carlo(
     Args:
         energy: E, nats.
         reference: q: a reference energy, a NumPyro distribution or a FlowJAX flow; by default N(0, 3^2) in every
-            coordinate. It must cover exp(-E). Walls of E inside it are no obstacle.
+            coordinate. It must cover exp(-E): with one of bounded support the result is the integral over that
+            support. Walls of E inside it are no obstacle.
         key: one JAX key.
         kernel: an adjusted kernel; `MALA()` by default.
         num_particles: in each cloud.
