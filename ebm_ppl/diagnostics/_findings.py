@@ -93,8 +93,8 @@ def divergences(evidence: Evidence) -> list[Problem]:
 
 def auxiliary_chains(evidence: Evidence) -> list[Problem]:
     """AUXILIARY_NOT_MIXED, AUXILIARY_REJECTED: the inner chains of an exchange algorithm cannot be trusted."""
-    rates, memory = evidence.statistic("auxiliary_acceptance_rate"), evidence.statistic("auxiliary_memory")
-    if rates is None or memory is None or evidence.num_draws < MIN_DRAWS:
+    memory = evidence.statistic("auxiliary_memory")
+    if memory is None or evidence.num_draws < MIN_DRAWS:
         return []
     problems = []
     rejected = evidence.statistic("diverging")
@@ -106,13 +106,14 @@ def auxiliary_chains(evidence: Evidence) -> list[Problem]:
         )
         problems.append(Problem("AUXILIARY_REJECTED", advice, None, share))
     last = memory[:, -1]
-    if (np.isfinite(rates).any() or np.isfinite(last).any()) and not np.nanmean(last) <= MAX_AUXILIARY_MEMORY:
+    last = last[np.isfinite(last)]  # undefined in a chain that accepted nothing: ZERO_ACCEPTANCE speaks of that
+    if last.size and last.mean() > MAX_AUXILIARY_MEMORY:
         advice = (
-            f"the auxiliary data keep a correlation of {np.nanmean(last):.2f} with the data that they start at: the "
-            "exchange ratio then cancels the likelihood, and the posterior drifts towards the prior. Use more inner "
-            "steps, or a larger step_size of the inner kernel."
+            f"auxiliary data keep a correlation of {last.mean():.2f} with the data that they start at: the exchange "
+            "ratio then cancels the likelihood, and the posterior drifts towards the prior. Use more inner steps, or a "
+            "larger step_size of the inner kernel."
         )
-        problems.append(Problem("AUXILIARY_NOT_MIXED", advice, None, float(np.nanmean(last))))
+        problems.append(Problem("AUXILIARY_NOT_MIXED", advice, None, float(last.mean())))
     return problems
 
 

@@ -208,7 +208,7 @@ def test_as_a_block_beside_nuts():
 
     data = Y + 0.5
     exchange = ebm.ExchangeKernel(model, inner_kernel=ebm.MALA(0.5), num_inner_steps=40)
-    mcmc = run(Gibbs([(exchange, ["w"]), (NUTS(model), None)]), data, num_samples=1500)
+    mcmc = run(Gibbs([(exchange, ["w"]), (NUTS(model), None)]), data, num_samples=1500, chain_method=jax.vmap)
     w, m = np.meshgrid(np.linspace(1e-3, 5, 600), np.linspace(-2, 3, 601), indexing="ij")
     squares = ((np.asarray(data)[:, None, None] - m) ** 2).sum(0)
     log_p = 6 * np.log(w) - w - w * squares / 2 - m**2 / 2
