@@ -2,14 +2,11 @@
 
 from typing import Any
 
-import numpyro
+import numpyro  # noqa: F401  (before any of its submodules)
 from numpyro.distributions import Unit
-from numpyro.handlers import condition as condition_handler
-from numpyro.handlers import mask, replay, seed, substitute
-from numpyro.infer import init_to_sample
-from numpyro.primitives import _PYRO_STACK
 
 from ebm_ppl.distributions._energy_distribution import EnergyDistribution
+from ebm_ppl.distributions._factor import add_factor
 from ebm_ppl.energies import AbstractEnergy
 
 
@@ -47,24 +44,4 @@ def energy_factor(name: str, energy: AbstractEnergy, x: Any, condition: Any = No
     """
     # The density alone is wanted: any log Z will do, and none must be asked for.
     log_factor = EnergyDistribution(energy, condition=condition, log_normalizer=0.0).log_prob(x)
-    if not any(_ignores_densities(handler) for handler in _PYRO_STACK):
-        if _evaluates_given_values():
-            # An unobserved site counts in the log density, and `log_likelihood` leaves it out.
-            numpyro.sample(name, Unit(log_factor), infer={"is_auxiliary": True})
-        else:
-            numpyro.factor(name, log_factor)
-
-
-def _ignores_densities(handler: Any) -> bool:
-    """`Predictive` masks all densities; `init_to_sample` runs a model for its structure and its values only."""
-    if isinstance(handler, mask):
-        return handler.mask is False
-    strategy = getattr(handler, "substitute_fn", None)
-    return isinstance(handler, substitute) and getattr(strategy, "func", strategy) is init_to_sample
-
-
-def _evaluates_given_values() -> bool:
-    """`log_density` and `log_likelihood`: values are put in, none is drawn, transformed or replayed."""
-    given = [handler for handler in _PYRO_STACK if isinstance(handler, substitute | condition_handler)]
-    plain = all(getattr(handler, "substitute_fn", None) is None for handler in given)
-    return bool(given) and plain and not any(isinstance(handler, seed | replay) for handler in _PYRO_STACK)
+    add_factor(name, Unit(log_factor))
