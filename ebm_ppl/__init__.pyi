@@ -44,6 +44,7 @@ from .errors import SamplingWarning as SamplingWarning
 from .errors import TrainingDivergedError as TrainingDivergedError
 from .infer import BlackJAXKernel as BlackJAXKernel
 from .infer import ExchangeKernel as ExchangeKernel
+from .infer import calibrate_temperature as calibrate_temperature
 from .kernels import AbstractKernel as AbstractKernel
 from .kernels import Barker as Barker
 from .kernels import HMC as HMC
