@@ -261,7 +261,9 @@ def draw_figure(path: pathlib.Path, draws: dict[str, np.ndarray], exact: Posteri
         label = "exact" if colour == "k" else "pseudo-likelihood"
         marginal.plot(posterior.beta, posterior.weights.sum(0) / width, color=colour, lw=1.2, label=label)
     marginal.hist(draws["beta"].ravel(), 60, density=True, color="0.75", label="ExchangeKernel")
-    joint.set(xlabel="alpha", ylabel="beta", title="50 % and 90 % regions; dots: draws")
+    joint.set(
+        xlabel="alpha", ylabel="beta", title="50 % and 90 % regions; dots: draws", xlim=(-0.4, 0.6), ylim=(-0.1, 0.6)
+    )
     marginal.set(xlabel="beta", yticks=[], title="posterior of beta", xlim=(-0.1, 0.6))
     marginal.legend(fontsize=7)
     for axis in (joint, marginal):
