@@ -101,7 +101,8 @@ def objective_factor(
             "They are drawn once; were they drawn anew, the density would not be a function of the parameters."
         )
     key = jax.random.key(0) if key is None else check_key(key)
-    objective.init(energy, batch, key=key)
+    with jax.ensure_compile_time_eval():  # the checks look at the data: known even where a model is being traced
+        objective.init(energy, batch, key=key)
     if num_draws == 1:
         losses = _losses(objective, energy, batch, key)
     else:
