@@ -352,13 +352,15 @@ def lint(exe):
 
 
 # Command: what usage says, and what the environment's Python is handed (None: see `main`).
+# A file's tests share fixtures and compiled programs: they stay in one process. Each process takes about 2 GiB.
+WORKERS = ["--numprocesses", "auto", "--maxprocesses", "4", "--dist", "loadfile"]
 COMMANDS = {
     "bench": ("run the benchmarks", ["benchmarks/run.py"]),
     "demo": ("learn an energy of digits, restore half-hidden ones, diagnose", ["examples/01_digits_inpainting.py"]),
     "docs": ("build the documentation into site/, or mkdocs's arguments, such as serve", ["-m", "mkdocs"]),
     "lint": ("ruff, pyright, import-linter, codespell, file lengths", None),
     "python": ("the environment's Python, with any arguments", []),
-    "test": ("run the test suite; pytest's arguments, such as -k score", ["-m", "pytest", "-q"]),
+    "test": ("run the test suite; pytest's arguments, such as -k score", ["-m", "pytest", "-q"] + WORKERS),
     "which": ("print the path of the environment's Python", None),
 }
 

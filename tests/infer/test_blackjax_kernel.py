@@ -37,6 +37,7 @@ from tests.statistics import StatisticalError, assert_mean_close
 PRECISION = 0.25 + len(DATA)
 MEAN = float(DATA.sum()) / PRECISION
 STATS = {"lp", "acceptance_rate", "step_size", "diverging", "nonfinite_proposal", "n_steps"}
+NO_BAR = ("CI", "PYTEST_XDIST_WORKER")  # where NumPyro shows no progress bar
 
 
 def small(kernel=None, precondition="none", **kwargs):
@@ -181,7 +182,8 @@ def test_vectorized_chains(vectorized):
     ("chain_method", "progress_bar"), [("sequential", False), ("sequential", True), ("vectorized", True)]
 )
 def test_other_chain_methods_with_and_without_progress_bar(chain_method, progress_bar, monkeypatch, capfd):
-    monkeypatch.delenv("CI", raising=False)
+    for name in NO_BAR:
+        monkeypatch.delenv(name, raising=False)
     assert_statistics(small(chain_method=chain_method, progress_bar=progress_bar))
     shown = capfd.readouterr().err
     assert ("750/750" in shown) == progress_bar
@@ -203,7 +205,7 @@ def test_parallel_chains_with_and_without_progress_bar():
             assert draws.shape == (2, 100) and len(draws.sharding.device_set) == 2, draws.sharding
             print(float(draws.mean()), float(mcmc.get_extra_fields()["acceptance_rate"].mean()))
     """
-    environment = {name: value for name, value in os.environ.items() if name != "CI"}
+    environment = {name: value for name, value in os.environ.items() if name not in NO_BAR}
     environment |= {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-W", "error::UserWarning", "-c", textwrap.dedent(program)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
