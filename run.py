@@ -360,7 +360,7 @@ COMMANDS = {
     "docs": ("build the documentation into site/, or mkdocs's arguments, such as serve", ["-m", "mkdocs"]),
     "lint": ("ruff, pyright, import-linter, codespell, file lengths", None),
     "python": ("the environment's Python, with any arguments", []),
-    "test": ("run the test suite; pytest's arguments, such as -k score", ["-m", "pytest", "-q"] + WORKERS),
+    "test": ("run the test suite; pytest's arguments, such as -k score", ["-m", "pytest", "-q", *WORKERS]),
     "which": ("print the path of the environment's Python", None),
 }
 
