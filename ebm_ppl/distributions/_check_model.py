@@ -12,6 +12,7 @@ from numpyro.infer import init_to_sample
 from ebm_ppl.distributions._energy_distribution import EnergyDistribution
 from ebm_ppl.distributions._guard import base_distribution, is_unknown, ways_out
 from ebm_ppl.distributions._provenance import dependencies
+from ebm_ppl.distributions._start_guard import checked
 from ebm_ppl.errors import MissingLogNormalizerError
 
 
@@ -22,7 +23,8 @@ def check_model(model: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
 
     Without \(Z(\theta)\) the posterior of theta is a different, usually meaningless distribution, and no sampler can
     tell. Dependence is read off the traced model, through deterministic sites, plates, `scan`, `cond`, subsampling,
-    `eqx_module` and `random_eqx_module`; nothing is computed. `BlackJAXKernel` does this by itself.
+    `eqx_module` and `random_eqx_module`; nothing is computed. `BlackJAXKernel` does this by itself, and so does every
+    other inference that starts with `numpyro.infer.util.initialize_model` or `SVI.init` (`NUTS`, `HMC`, `SVI`, ...).
 
     Args:
         model: the NumPyro model.
@@ -74,7 +76,8 @@ def energy_dependencies(model: Callable[..., Any], *args: Any, **kwargs: Any) ->
         values = values and {name: eqx.combine(value, statics[name]) for name, value in values.items()}
         seeded = numpyro.handlers.substitute(numpyro.handlers.seed(model, 0), substitute_fn=init_to_sample)
         seeded = numpyro.handlers.substitute(seeded, data=values) if values else seeded
-        return numpyro.handlers.trace(seeded).get_trace(*args, **kwargs)
+        with checked():
+            return numpyro.handlers.trace(seeded).get_trace(*args, **kwargs)
 
     def unknowns() -> dict[str, Any]:
         found = {}

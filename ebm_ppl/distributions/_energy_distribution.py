@@ -1,6 +1,7 @@
 """An energy as a NumPyro distribution: latent, observed, and everywhere else a distribution may stand."""
 
 import copy
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
@@ -20,6 +21,8 @@ from ebm_ppl.distributions._batching import lead, map_batch, pad_lead, total_sha
 from ebm_ppl.distributions._evaluation import evaluate_one, event_dtype, trace_energy
 from ebm_ppl.distributions._guard import refuse_varying_energy
 from ebm_ppl.distributions._likelihoods import refuse_unnormalized_likelihood
+from ebm_ppl.distributions._sampler import AbstractSampler
+from ebm_ppl.distributions._start_guard import check_model_at_start
 from ebm_ppl.distributions._support import has_arrays, is_real, move_inside, resolve_support, support_mask
 from ebm_ppl.energies import AbstractEnergy, AbstractReferenceEnergy
 from ebm_ppl.errors import EnergyShapeError
@@ -50,8 +53,9 @@ class EnergyDistribution(Distribution):
             the event applies to every row: `constraints.positive` makes every coordinate positive.
         log_normalizer: log Z in nats: a number, an array that broadcasts to the batch shape, or anything with such a
             `.value`. A constant asserts that log Z does not vary.
-        sampler: how to draw, for `.sample`: called as `sampler(energy, key, sample_shape)`, with the condition as
-            fourth argument if there is one, for one batch element. Must be jittable and return
+        sampler: how to draw, for `.sample`: `ebm.distributions.ChainSampler()`, or `TemperedSampler()` for isolated
+            modes; or a function, called as `sampler(energy, key, sample_shape)`, with the condition as fourth
+            argument if there is one, for one batch element. Must be jittable and return
             `(*sample_shape, *event_shape)`.
         constant_log_normalizer_in: names of latent or param sites that the energy depends on but log Z does not,
             such as a location.
@@ -134,8 +138,8 @@ class EnergyDistribution(Distribution):
         super().__init__(total, tuple(energy.event_shape), validate_args=validate_args)
         captured = self._trace()
         self._log_normalizer = self._resolve_log_normalizer(log_normalizer)
-        if self._log_normalizer is None and not self._constant_in:
-            refuse_varying_energy(type(energy).__name__, (leaves, self._array_support, captured))
+        if self._log_normalizer is None:
+            _refuse_if_varying(type(energy).__name__, (leaves, self._array_support, captured), self._constant_in)
 
     @property
     def has_rsample(self) -> bool:
@@ -293,6 +297,8 @@ class EnergyDistribution(Distribution):
         """`(energy, key, condition) -> draws` of one batch element, from wherever they can be had."""
         if self._has_sampler():
             sampler = eqx.combine(self._sampler_arrays, self._sampler_static)
+            if isinstance(sampler, AbstractSampler):
+                sampler = functools.partial(sampler, support=self.support)
 
             def draw(energy: AbstractEnergy, key: Array, condition: Any) -> Array:
                 extra = () if condition is None else (condition,)
@@ -307,8 +313,8 @@ class EnergyDistribution(Distribution):
         if isinstance(self._static, AbstractReferenceEnergy) and is_real(self.support):
             return lambda energy, key, condition: cast(AbstractReferenceEnergy, energy).sample(key, sample_shape)
         raise NotImplementedError(
-            f"{self!r} cannot draw: give `sampler=`, a function (energy, key, sample_shape) -> draws; or draw with "
-            "ebm.sample(energy, key=...), or run MCMC on the model."
+            f"{self!r} cannot draw: give `sampler=ebm.distributions.ChainSampler()` (TemperedSampler() for isolated "
+            "modes), or a function (energy, key, sample_shape) -> draws; or draw with ebm.sample(energy, key=...)."
         )
 
 
@@ -318,6 +324,15 @@ def _promote_energy_distribution(distribution: EnergyDistribution) -> EnergyDist
     promoted = copy.copy(distribution)
     promoted._batch_shape = distribution._total_shape()
     return promoted
+
+
+def _refuse_if_varying(energy_name: str, ingredients: Any, constant_in: tuple[str, ...]) -> None:
+    """Raise if the log Z that is missing varies with what inference is about."""
+    from ebm_ppl.distributions._check_model import check_model  # which needs the class above
+
+    check_model_at_start(check_model)
+    if not constant_in:
+        refuse_varying_energy(energy_name, ingredients)
 
 
 def _to_jax(leaf: Any) -> Any:

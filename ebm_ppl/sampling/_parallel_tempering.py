@@ -105,7 +105,7 @@ def parallel_tempering(
     }
     key = check_key(key)
     condition = check_condition(condition, energy.condition_shape)
-    ladder = _check_ladder(inverse_temperatures)
+    ladder = check_ladder(inverse_temperatures)
     path = Path(energy, reference, condition, jnp.ones(()))
     run = _TemperedRun(kernel, path, ladder, key, **counts)
     draws = run.go(progress_bar=progress_bar, started=started)
@@ -139,7 +139,8 @@ def _check_energies(energy: Any, kernel: Any, reference: Any) -> AbstractReferen
     return reference
 
 
-def _check_ladder(inverse_temperatures: Any) -> np.ndarray:
+def check_ladder(inverse_temperatures: Any) -> np.ndarray:
+    """The ladder, from a number of levels or from itself."""
     if np.ndim(inverse_temperatures) == 0:
         levels = check_count("inverse_temperatures", inverse_temperatures, 2)
         return np.linspace(0, 1, levels) ** 2  # denser near the reference, where the law changes fastest
@@ -163,7 +164,9 @@ def _inside(path: Path, position: Array, key: Array) -> Array:
 
 
 @eqx.filter_jit
-def _start(kernel: AbstractKernel, path: Path, betas: Float[Array, " level"], keys: Array, *, tune: bool) -> Ensemble:
+def start_ladders(
+    kernel: AbstractKernel, path: Path, betas: Float[Array, " level"], keys: Array, *, tune: bool
+) -> Ensemble:
     """Every replica at an exact draw of the reference, within the walls of the target where one of many draws is."""
 
     def one(key: Array) -> Ensemble:
@@ -176,7 +179,7 @@ def _start(kernel: AbstractKernel, path: Path, betas: Float[Array, " level"], ke
 
 
 @eqx.filter_jit
-def _iterations(
+def run_iterations(
     kernel: AbstractKernel,
     path: Path,
     betas: Float[Array, " level"],
@@ -211,7 +214,8 @@ def _iterations(
 
 
 @eqx.filter_jit
-def _finish(kernel: AbstractKernel, ensembles: Ensemble) -> Ensemble:
+def finish_ladders(kernel: AbstractKernel, ensembles: Ensemble) -> Ensemble:
+    """Fix the step sizes of all ensembles."""
     return jax.vmap(lambda ensemble: finish_tuning(kernel, ensemble))(ensembles)
 
 
@@ -248,7 +252,7 @@ class _TemperedRun:
         total = self.num_warmup + self.num_samples
         progress = Progress(total, "tempering: tuning", unit="iteration", enabled=progress_bar)
         with deferred_interrupt() as interruption:
-            ensembles = _start(self.kernel, self.path, self._betas(), keys, tune=tune)
+            ensembles = start_ladders(self.kernel, self.path, self._betas(), keys, tune=tune)
             done = 0
             for length in self._rounds():
                 ensembles, records = self._run(ensembles, keys, done, length, progress, interruption)
@@ -259,7 +263,7 @@ class _TemperedRun:
                 if done <= self.num_warmup - length or len(self._rounds()) == 1:
                     self.ladder = respaced(self.ladder, _rejection(records))
             if tune:
-                ensembles = _finish(self.kernel, ensembles)
+                ensembles = finish_ladders(self.kernel, ensembles)
             progress.relabel("tempering: sampling")
             trips = np.asarray(ensembles.round_trips)
             ensembles, records = self._run(ensembles, keys, done, self.num_samples, progress, interruption)
@@ -292,7 +296,7 @@ class _TemperedRun:
         while done < count and not interruption.requested:
             chunk = min(count - done, pace.count, capacity)
             with pace.timed(chunk):
-                ensembles, records = _iterations(
+                ensembles, records = run_iterations(
                     self.kernel,
                     self.path,
                     betas,

@@ -1,0 +1,119 @@
+"""Draws of an energy from chains of their own."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from ebm_ppl._checks import check_count
+from ebm_ppl._types import PRNGKey
+from ebm_ppl.distributions._sampler import AbstractSampler, Record, check_sampler
+from ebm_ppl.distributions._unconstrained import UnconstrainedEnergy
+from ebm_ppl.kernels import MALA, AbstractKernel
+from ebm_ppl.kernels._base import with_step_size
+from ebm_ppl.sampling import run_chains
+from ebm_ppl.sampling._low_rank import check_precondition
+from ebm_ppl.sampling._positions import RADIUS
+
+START_TRIES = 16  # uniform draws, the first with a finite energy is where a chain starts
+
+
+class ChainSampler(AbstractSampler):
+    r"""Draws from chains: each starts afresh, warms up, and gives its position after `num_steps` more transitions.
+
+        x_0 ~ uniform(-2, 2),   num_warmup transitions that tune,   num_steps transitions of the tuned kernel -> draw
+
+    The draws are independent, for every one has its own chain; and exact as far as a chain forgets its start in
+    `num_warmup + num_steps` transitions: that is the approximation, and `draws` with `ebm.diagnose` looks at it. Chains
+    do not cross high barriers: for isolated modes take `TemperedSampler`.
+
+    Cost: `num_warmup + num_steps` transitions for every draw. `EnergyDistribution(...).sample(key, (n,))` and
+    `Predictive(..., parallel=True)` run all chains at once, `Predictive` by itself runs one after the other.
+    `num_chains=m` is cheaper for large n: m chains give n / m draws each, `num_steps` transitions apart, which are then
+    correlated as far as `num_steps` transitions do not forget.
+
+    Args:
+        kernel: how to move; `MALA()` by default. Its step size is where warm-up starts.
+        num_warmup: transitions that tune step size and preconditioner.
+        num_steps: transitions from there to the draw, and from one draw to the next of the same chain.
+        num_chains: at most so many chains at once; None: one for every draw.
+        precondition: `"diagonal"`, `"dense"`, `"low_rank"` or `"none"`, as in `ebm.sample`.
+
+    Raises:
+        TypeError: `kernel` is not an `ebm.AbstractKernel`.
+        ValueError: a count is out of range, or `precondition` unknown.
+        NotImplementedError: when drawing, the support is one that NumPyro has no bijection onto.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, numpyro, ebm_ppl as ebm
+        >>> energy = ebm.FunctionEnergy(lambda x: x - 2 * jnp.log(x), ())              # Gamma(3, 1)
+        >>> sampler = ebm.distributions.ChainSampler()
+        >>> positive = numpyro.distributions.constraints.positive
+        >>> prior = ebm.EnergyDistribution(energy, support=positive, sampler=sampler)
+        >>> draws = prior.sample(jax.random.key(0), (400,))
+        >>> bool(abs(draws.mean() - 3) < 0.4)
+        True
+        >>> sampler.draws(energy, support=positive, key=jax.random.key(1)).ok
+        True
+
+    References:
+        Roberts, Tweedie (1996). Exponential convergence of Langevin distributions and their discrete approximations.
+        Bernoulli 2(4), 341-363. doi:10.2307/3318418
+    """
+
+    kernel: AbstractKernel | Any = eqx.field(default_factory=MALA)
+    num_warmup: int = 300
+    num_steps: int = 100
+    num_chains: int | None = None
+    precondition: str = "diagonal"
+
+    def __check_init__(self) -> None:
+        """Everything in range."""
+        check_sampler(self)
+        check_count("num_steps", self.num_steps)
+        check_precondition(self.precondition, self.kernel)
+
+    @property
+    def transitions_per_draw(self) -> int:
+        """`num_steps`."""
+        return self.num_steps
+
+    def run(self, target: UnconstrainedEnergy, key: PRNGKey, num_chains: int, num_draws: int, condition: Any) -> Record:
+        """The core of `ebm.sample`, from starts found without host code."""
+        start_key, key = jax.random.split(key)
+        starts = _starts(target, condition, start_key, num_chains=num_chains, gradient=self.kernel.uses_gradient)
+        kernel = with_step_size(self.kernel, jnp.asarray(self.kernel.step_size, starts.dtype))
+        positions, stats, _ = run_chains(
+            target,
+            kernel,
+            starts,
+            key=key,
+            num_warmup=self.num_warmup,
+            num_samples=num_draws,
+            thinning=self.num_steps,
+            condition=condition,
+            precondition=self.precondition,
+        )
+        return Record(positions, stats)
+
+    def _tempering(self, record: Record, target: UnconstrainedEnergy) -> None:
+        return None
+
+
+@eqx.filter_jit
+def _starts(target: UnconstrainedEnergy, condition: Any, key: PRNGKey, *, num_chains: int, gradient: bool) -> Array:
+    """For every chain the first of some uniform positions where the energy, and if needed its gradient, is finite."""
+
+    def finite(u: Array) -> Array:
+        if not gradient:
+            return jnp.isfinite(target(u, condition))
+        value, slope = jax.value_and_grad(target)(u, condition)
+        return jnp.isfinite(value) & jnp.all(jnp.isfinite(slope))
+
+    def one(key: Array) -> Array:
+        tries = jax.random.uniform(key, (START_TRIES, *target.event_shape), minval=-RADIUS, maxval=RADIUS)
+        return tries[jnp.argmax(jax.vmap(finite)(tries))]
+
+    return jax.vmap(one)(jax.random.split(key, num_chains))

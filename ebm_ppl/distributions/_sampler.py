@@ -1,0 +1,206 @@
+"""What ready-made samplers for `EnergyDistribution(sampler=...)` share: pure draws, and the same draws looked at."""
+
+import abc
+import time
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from ebm_ppl._checks import check_condition, check_count, check_key
+from ebm_ppl._types import PRNGKey
+from ebm_ppl.distributions._support import resolve_support
+from ebm_ppl.distributions._unconstrained import UnconstrainedEnergy, unconstrained
+from ebm_ppl.energies import AbstractEnergy
+from ebm_ppl.energies._event import evaluate
+from ebm_ppl.errors import Problem, warn_problems
+from ebm_ppl.kernels import AbstractKernel
+from ebm_ppl.kernels._base import with_step_size
+from ebm_ppl.sampling import Draws, Tempering
+from ebm_ppl.sampling._problems import find_problems
+
+MIN_ACCEPTANCE = 0.01  # a chain that accepts less on its way to a draw stands still
+STANDING_STILL = {"NONFINITE_DRAW", "STUCK_CHAIN", "ZERO_ACCEPTANCE"}  # then that draws are alike is nothing new
+MAX_CORRELATION = 0.25  # between draws that follow each other; 1/4 leaves six of ten effective
+
+
+class Record(eqx.Module):
+    """What a run gives: unconstrained positions `(chain, draw, size)`, statistics, round trips and potentials."""
+
+    positions: Array
+    stats: dict[str, Array]
+    tempering: tuple[Array, Array, Array] | None = None  # potentials and swap rates of every iteration, round trips
+
+
+class AbstractSampler(eqx.Module):
+    """How an `EnergyDistribution` draws where no exact way is known.
+
+    Called as `sampler(energy, key, sample_shape, condition)`, like any function given as `sampler=`. It is told the
+    support of the distribution besides, and moves in unconstrained space. A draw whose chain failed is NaN: that is
+    how a program that is compiled can say it. `draws` says what went wrong.
+
+    Attributes:
+        kernel: how to move.
+        num_warmup: what comes before the first draw of a chain, and tunes it.
+        num_chains: at most so many chains at once; None: every draw has a chain of its own.
+    """
+
+    kernel: eqx.AbstractVar[AbstractKernel]
+    num_warmup: eqx.AbstractVar[int]
+    num_chains: eqx.AbstractVar[int | None]
+
+    @abc.abstractmethod
+    def run(self, target: UnconstrainedEnergy, key: PRNGKey, num_chains: int, num_draws: int, condition: Any) -> Record:
+        """`num_draws` draws of each of `num_chains` chains; pure."""
+
+    @property
+    @abc.abstractmethod
+    def transitions_per_draw(self) -> int:
+        """Transitions between two draws of one chain."""
+
+    def __call__(
+        self,
+        energy: AbstractEnergy,
+        key: Array | Any,
+        sample_shape: tuple[int, ...] = (),
+        condition: Any = None,
+        *,
+        support: Any = None,
+    ) -> Float[Array, "..."]:
+        """Draws `(*sample_shape, *event_shape)`; NaN where a chain failed."""
+        target = unconstrained(energy, resolve_support(support, energy.event_shape))
+        count = int(np.prod(sample_shape))
+        num_chains = count if self.num_chains is None else min(self.num_chains, count)
+        if count == 0:
+            return jnp.zeros((*sample_shape, *energy.event_shape))
+        per_chain = -(-count // num_chains)
+        record = self.run(target, check_key(key), num_chains, per_chain, condition)
+        failed = _failed(record, self.kernel)
+        # Draw by draw: those that follow each other come from different chains.
+        positions, failed = (jnp.swapaxes(rows, 0, 1) for rows in (record.positions, failed))
+        draws = jax.vmap(target.constrain)(positions.reshape(-1, positions.shape[-1])[:count])
+        failed = failed.reshape(-1)[:count].reshape(count, *(1 for _ in energy.event_shape))
+        return jnp.where(failed, jnp.nan, draws).reshape(*sample_shape, *energy.event_shape)
+
+    def draws(
+        self,
+        energy: AbstractEnergy | Any,
+        *,
+        key: Array | Any,
+        num_chains: int | Any = 4,
+        num_draws: int | Any = 250,
+        condition: Any = None,
+        support: Any = None,
+    ) -> Draws:
+        """The same chains, looked at: draws as far apart as in use, with every problem found.
+
+        Beside the problems of `ebm.sample` there is `CORRELATED_DRAWS`: draws that follow each other have a
+        correlation above 1/4 in some coordinate, or in the energy, so that a chain does not forget where it came from
+        between two draws, nor, in the last place, where it started. `ebm.diagnose(draws)` then judges the mixing.
+
+        Args:
+            energy: what is to be drawn.
+            key: one JAX key.
+            num_chains: number of chains.
+            num_draws: draws of each chain, at least 20.
+            condition: one condition, for a conditional energy.
+            support: as in `EnergyDistribution`.
+
+        Returns:
+            `Draws` on the support: for `ebm.diagnose`, and for `ebm.to_datatree(draws, group="prior")`.
+        """
+        started = time.perf_counter()
+        num_chains, num_draws = check_count("num_chains", num_chains), check_count("num_draws", num_draws, 20)
+        support = resolve_support(support, energy.event_shape)
+        target = unconstrained(energy, support)
+        condition = check_condition(condition, energy.condition_shape)
+        record = self.run(target, check_key(key), num_chains, num_draws, condition)
+        positions, lp = _on_support(target, record.positions, condition)
+        stats = {name: np.asarray(values) for name, values in (record.stats | {"lp": lp}).items()}
+        positions, raw = np.asarray(positions), np.asarray(record.positions)
+        thinning = self.transitions_per_draw
+        problems = find_problems(raw, stats, self.kernel, num_warmup=self.num_warmup, thinning=thinning)
+        if not {problem.code for problem in problems} & STANDING_STILL:
+            problems += _correlation(raw, stats["lp"])
+        tempering = self._tempering(record, target)
+        if tempering is not None:
+            advice = "no replica travelled from the reference to the target and back: add levels, or iterations."
+            for chain in np.flatnonzero(tempering.round_trips == 0):
+                problems.append(Problem("NO_ROUND_TRIPS", advice, int(chain), 0))
+        settings = {
+            "sampler": type(self).__name__,
+            "kernel": type(self.kernel).__name__,
+            "adjusted": self.kernel.adjusted,
+            "energy": type(energy).__name__,
+            "support": repr(support),
+            "num_chains": num_chains,
+            "num_warmup": self.num_warmup,
+            "num_samples": num_draws,
+            "thinning": thinning,
+            "seconds": round(time.perf_counter() - started, 3),
+        }
+        step_size = float(np.mean(stats["step_size"]))
+        scale = np.ones((num_chains, *positions.shape[2:]), positions.dtype)
+        kernel = with_step_size(self.kernel, step_size)
+        result = Draws(positions, stats, kernel, tuple(problems), settings, scale, tempering)
+        warn_problems(result.problems, num_chains)
+        return result
+
+    @abc.abstractmethod
+    def _tempering(self, record: Record, target: UnconstrainedEnergy) -> Tempering | None:
+        """What a tempered run says of its ladder."""
+
+
+def check_sampler(sampler: AbstractSampler) -> None:
+    """The fields that all samplers have."""
+    if not isinstance(sampler.kernel, AbstractKernel):
+        raise TypeError(
+            f"`kernel` must be an ebm.AbstractKernel such as ebm.MALA(); got {type(sampler.kernel).__name__}."
+        )
+    check_count("num_warmup", sampler.num_warmup, 0)
+    if sampler.num_chains is not None:
+        check_count("num_chains", sampler.num_chains)
+
+
+@eqx.filter_jit
+def _on_support(target: UnconstrainedEnergy, positions: Array, condition: Any) -> tuple[Array, Array]:
+    """Draws on the support and their log density up to log Z, without any Jacobian."""
+
+    def one(u: Array) -> tuple[Array, Array]:
+        x = target.constrain(u)
+        return x, -evaluate(target.energy, x, condition)
+
+    return jax.vmap(jax.vmap(one))(positions)
+
+
+def _failed(record: Record, kernel: AbstractKernel) -> Bool[Array, "chain draw"]:
+    """Chains that are no longer on their way: not finite, standing still, or stopped."""
+    failed = ~jnp.isfinite(record.stats["lp"]) | ~jnp.all(jnp.isfinite(record.positions), axis=-1)
+    if "acceptance_rate" in record.stats:
+        failed |= ~(record.stats["acceptance_rate"] >= MIN_ACCEPTANCE)
+    return failed if kernel.adjusted else failed | record.stats["diverging"]
+
+
+def _correlation(positions: Float[np.ndarray, "chain draw size"], lp: Float[np.ndarray, "chain draw"]) -> list[Problem]:
+    """Whether draws that follow each other are alike, in a coordinate or in the energy: over all chains together."""
+    columns = np.concatenate([positions, lp[..., None]], axis=-1).astype(np.float64)
+    if not np.isfinite(columns).all():
+        return []
+    columns = columns - columns.mean((0, 1))
+    variance = (columns**2).mean((0, 1))
+    moved = variance > 0
+    if not moved.any():
+        return []
+    correlation = float(((columns[:, 1:] * columns[:, :-1]).mean((0, 1))[moved] / variance[moved]).max())
+    noise = 4 / np.sqrt(columns.shape[0] * (columns.shape[1] - 1))
+    if correlation <= MAX_CORRELATION + noise:
+        return []
+    advice = (
+        f"draws that follow each other have a correlation of {correlation:.2f}, more than {MAX_CORRELATION}: chains do "
+        "not forget their start in time. Raise num_steps, choose another kernel or precondition='dense'; across "
+        "barriers, TemperedSampler."
+    )
+    return [Problem("CORRELATED_DRAWS", advice, None, correlation)]
