@@ -279,8 +279,9 @@ def main() -> None:
     scores, found = judge(reds, shapes, settings, judge_key)
     for name in (OURS, RIVAL):
         reports = [ebm.diagnose(tree_of(found[name], i)) for i in range(len(found[name].log_p))]
-        failed = sorted({code for report in reports for code in report.codes})
-        print(f"{name}: {sum(r.ok for r in reports)} of {len(reports)} posteriors ok", *failed)
+        print(f"{name}: diagnostics of {sum(r.ok for r in reports)} of {len(reports)} posteriors ok", end="")
+        failed = [(settings.few[i // settings.num_repeats], *r.codes) for i, r in enumerate(reports) if not r.ok]
+        print("".join(f"; {n} known: {', '.join(codes)}" for n, *codes in failed))
     gains = print_scores(scores, settings.few)
     for n, (mean, error) in zip(settings.few, gains, strict=True):
         outcome = "better" if mean > 2 * error else "WORSE" if mean < -2 * error else "no clear difference"
