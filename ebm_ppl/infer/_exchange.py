@@ -104,13 +104,10 @@ class ExchangeWalk(AbstractKernel):
             state = state._replace(position=kept.position, logdensity=kept.logdensity)
             data = potential.data(latent(position))
             state = self._watch(state, drawn.values, data, drawn.acceptance_rate, info.is_accepted)
-            found = ExchangeInfo(
-                info.acceptance_rate,
-                nonfinite,
-                distrusted,
-                drawn.acceptance_rate,
-                _memory(state.jump, state.spread),
-            )
+            memory = _memory(state.jump, state.spread)
+            if potential.inner_kernel is None:  # exact draws start nowhere; few or closely fitted data look like memory
+                memory = jnp.full_like(memory, jnp.nan)
+            found = ExchangeInfo(info.acceptance_rate, nonfinite, distrusted, drawn.acceptance_rate, memory)
             return state, found
 
         return blackjax.base.SamplingAlgorithm(init, step)
