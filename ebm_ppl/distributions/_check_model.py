@@ -24,7 +24,8 @@ def check_model(model: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
     Without \(Z(\theta)\) the posterior of theta is a different, usually meaningless distribution, and no sampler can
     tell. Dependence is read off the traced model, through deterministic sites, plates, `scan`, `cond`, subsampling,
     `eqx_module` and `random_eqx_module`; nothing is computed. `BlackJAXKernel` does this by itself, and so does every
-    other inference that starts with `numpyro.infer.util.initialize_model` or `SVI.init` (`NUTS`, `HMC`, `SVI`, ...).
+    other inference that starts with `numpyro.infer.util.initialize_model` or `SVI.init` (`NUTS`, `HMC`, `SVI`, ...);
+    for MCMC, where a `numpyro.param` is a constant, only latent sites count.
 
     Args:
         model: the NumPyro model.
@@ -52,7 +53,11 @@ def check_model(model: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
         Wingate, Goodman, Stuhlmueller, Siskind (2011). Nonstandard interpretations of probabilistic programs for
         efficient inference. NeurIPS 24.
     """
-    found = energy_dependencies(model, *args, **kwargs)
+    refuse_missing(find_missing(model, args, kwargs))
+
+
+def refuse_missing(found: dict[str, tuple[str, tuple[str, ...]]]) -> None:
+    """Raise for the energy sites of `find_missing`, if there are any."""
     if not found:
         return
     sites = "; ".join(
@@ -69,6 +74,13 @@ def energy_dependencies(model: Callable[..., Any], *args: Any, **kwargs: Any) ->
     Left out are energies that carry a `log_normalizer`, those that depend on no latent or param site, and the
     dependencies declared harmless in `constant_log_normalizer_in`.
     """
+    return find_missing(model, args, kwargs)
+
+
+def find_missing(
+    model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], *, params: bool = True
+) -> dict[str, tuple[str, tuple[str, ...]]]:
+    """What `energy_dependencies` says; without `params`, `numpyro.param` sites are constants, as they are to MCMC."""
     energies: dict[str, tuple[str, tuple[str, ...]]] = {}  # class and declaration; no arrays: they would be tracers
     statics: dict[str, Any] = {}
 
@@ -82,7 +94,7 @@ def energy_dependencies(model: Callable[..., Any], *args: Any, **kwargs: Any) ->
     def unknowns() -> dict[str, Any]:
         found = {}
         for name, site in run(None).items():
-            if is_unknown(site):
+            if is_unknown(site) and (params or site["type"] != "param"):
                 found[name], statics[name] = eqx.partition(site["value"], eqx.is_array_like)
         return found
 

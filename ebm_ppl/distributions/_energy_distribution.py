@@ -22,7 +22,7 @@ from ebm_ppl.distributions._evaluation import evaluate_one, event_dtype, trace_e
 from ebm_ppl.distributions._guard import refuse_varying_energy
 from ebm_ppl.distributions._likelihoods import refuse_unnormalized_likelihood
 from ebm_ppl.distributions._sampler import AbstractSampler
-from ebm_ppl.distributions._start_guard import check_model_at_start
+from ebm_ppl.distributions._start_guard import check_at_start
 from ebm_ppl.distributions._support import has_arrays, is_real, move_inside, resolve_support, support_mask
 from ebm_ppl.energies import AbstractEnergy, AbstractReferenceEnergy
 from ebm_ppl.errors import EnergyShapeError
@@ -328,9 +328,12 @@ def _promote_energy_distribution(distribution: EnergyDistribution) -> EnergyDist
 
 def _refuse_if_varying(energy_name: str, ingredients: Any, constant_in: tuple[str, ...]) -> None:
     """Raise if the log Z that is missing varies with what inference is about."""
-    from ebm_ppl.distributions._check_model import check_model  # which needs the class above
+    from ebm_ppl.distributions._check_model import find_missing, refuse_missing  # which need the class above
 
-    check_model_at_start(check_model)
+    def check(model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], params: bool) -> None:  # noqa: FBT001
+        refuse_missing(find_missing(model, args, kwargs, params=params))
+
+    check_at_start(check)
     if not constant_in:
         refuse_varying_energy(energy_name, ingredients)
 

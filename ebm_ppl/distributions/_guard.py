@@ -3,7 +3,7 @@
 A gradient method runs the model on tracers of a derivative. What the energy is made of carries the same derivative
 exactly when it depends on the latent variables or parameters; model arguments, data and learnt weights do not. The
 guard is silent where no derivative is taken (`Predictive`), and it cannot see through the control
-flow of JAX (an energy built inside `scan`): there `check_model` can.
+flow of JAX (an energy built inside `scan`): there `check_model` can, which `_start_guard` calls.
 """
 
 from typing import Any

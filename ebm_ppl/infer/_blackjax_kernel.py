@@ -15,7 +15,8 @@ from numpyro.infer.mcmc import MCMCKernel
 from numpyro.infer.util import _transforms_from_trace, initialize_model, transform_fn
 from numpyro.util import identity, is_prng_key
 
-from ebm_ppl.distributions import check_model
+from ebm_ppl.distributions._check_model import find_missing, refuse_missing
+from ebm_ppl.distributions._start_guard import checked
 from ebm_ppl.errors import NonFiniteEnergyError
 from ebm_ppl.infer._chain import BlackJAXState, PotentialFn, make_schedule, refresh, start, stat_names, step
 from ebm_ppl.kernels import MALA, AbstractKernel
@@ -190,22 +191,23 @@ class BlackJAXKernel(MCMCKernel):
     def _check_model(self, args: tuple, kwargs: dict[str, Any]) -> None:
         """Refuse what this algorithm would get wrong: here, a log Z that varies and is missing."""
         if self._model is not None:
-            check_model(self._model, *args, **kwargs)
+            refuse_missing(find_missing(self._model, args, kwargs, params=False))
 
     def __getstate__(self) -> dict[str, Any]:
         return vars(self) | UNBUILT
 
     def _initialize(self, key: Any, init_params: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
         """Build potential and transforms from the model; returns unconstrained starting values."""
-        info = initialize_model(
-            key,
-            self._model,
-            init_strategy=self._init_strategy,
-            dynamic_args=True,
-            model_args=args,
-            model_kwargs=kwargs,
-            validate_grad=self._kernel.uses_gradient,
-        )
+        with checked():
+            info = initialize_model(
+                key,
+                self._model,
+                init_strategy=self._init_strategy,
+                dynamic_args=True,
+                model_args=args,
+                model_kwargs=kwargs,
+                validate_grad=self._kernel.uses_gradient,
+            )
         self._potential_fn_gen, self._postprocess_fn = info.potential_fn, info.postprocess_fn
         self._transforms = _transforms_from_trace(info.model_trace, raise_warnings=False)
         if init_params is None:
