@@ -27,7 +27,8 @@ from ebm_ppl.errors import MissingLogNormalizerError
 WAYS_OUT = (
     "Without log Z the posterior is wrong, and nothing else would say so. Three ways out: (1) give `log_normalizer`, "
     "log Z as a function of these variables; (2) if log Z does not depend on them (a location, say), declare "
-    "`constant_log_normalizer_in={names}`; (3) sample them with ebm.ExchangeKernel, which needs no log Z."
+    "`constant_log_normalizer_in={names}`; (3) sample them with ebm.ExchangeKernel, which needs no log Z, or replace "
+    "the likelihood by ebm.objective_factor."
 )
 
 

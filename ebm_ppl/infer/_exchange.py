@@ -24,6 +24,7 @@ class ExchangeState(NamedTuple):
         inner_step_size: of the auxiliary chains.
         jump: sum of squared distances between data and auxiliary data of accepted proposals, since warm-up ended.
         spread: the same between auxiliary data that follow each other.
+        num_accepted: proposals accepted since warm-up ended.
         num_transitions: transitions so far.
     """
 
@@ -33,6 +34,7 @@ class ExchangeState(NamedTuple):
     inner_step_size: Array
     jump: Array
     spread: Array
+    num_accepted: Array
     num_transitions: Array
 
 
@@ -71,7 +73,14 @@ class ExchangeWalk(AbstractKernel):
     num_warmup: int = 0
     target_acceptance_rate: ClassVar[float | None] = 0.35  # between .44 in one dimension and .234 in many
     uses_gradient: ClassVar[bool] = False
-    carried: ClassVar[tuple[str, ...]] = ("auxiliary", "inner_step_size", "jump", "spread", "num_transitions")
+    carried: ClassVar[tuple[str, ...]] = (
+        "auxiliary",
+        "inner_step_size",
+        "jump",
+        "spread",
+        "num_accepted",
+        "num_transitions",
+    )
 
     def build(self, logdensity_fn: LogDensityFn) -> blackjax.base.SamplingAlgorithm:
         """The transition; `logdensity_fn` is a flat density in whitened coordinates over an `ExchangePotential`."""
@@ -86,8 +95,8 @@ class ExchangeWalk(AbstractKernel):
             logdensity = whitened(position)
             data = potential.data(latent(position))
             step_size = jnp.asarray(self.inner_step_size, logdensity.dtype)
-            zero = jnp.zeros_like(logdensity)
-            return ExchangeState(position, logdensity, data, step_size, zero, zero, jnp.zeros((), jnp.int32))
+            zero, none = jnp.zeros_like(logdensity), jnp.zeros((), jnp.int32)
+            return ExchangeState(position, logdensity, data, step_size, zero, zero, none, none)
 
         def step(rng_key: Array, state: Any) -> Any:
             move_key, auxiliary_key, accept_key = jax.random.split(rng_key, 3)
@@ -104,7 +113,7 @@ class ExchangeWalk(AbstractKernel):
             state = state._replace(position=kept.position, logdensity=kept.logdensity)
             data = potential.data(latent(position))
             state = self._watch(state, drawn.values, data, drawn.acceptance_rate, info.is_accepted)
-            memory = _memory(state.jump, state.spread)
+            memory = _memory(state.jump, state.spread, state.num_accepted)
             if potential.inner_kernel is None:  # exact draws start nowhere; few or closely fitted data look like memory
                 memory = jnp.full_like(memory, jnp.nan)
             found = ExchangeInfo(info.acceptance_rate, nonfinite, distrusted, drawn.acceptance_rate, memory)
@@ -142,17 +151,19 @@ class ExchangeWalk(AbstractKernel):
             inner_step_size=step_size,
             jump=state.jump + jnp.where(counted, jump, 0).astype(state.jump.dtype),
             spread=state.spread + jnp.where(counted, spread, 0).astype(state.spread.dtype),
+            num_accepted=state.num_accepted + counted.astype(jnp.int32),
             num_transitions=count,
         )
 
 
-def _memory(jump: Array, spread: Array) -> Array:
+def _memory(jump: Array, spread: Array, num_accepted: Array) -> Array:
     r"""Autocorrelation of the auxiliary chains from start to end, over the run so far; NaN at its beginning.
 
     Two chains of correlation r with one start y end at x and x': E|x - y|^2 = 2 V (1 - r), E|x - x'|^2 =
-    2 V (1 - r^2), and the quotient of the second and the first is 1 + r.
+    2 V (1 - r^2), and the quotient of the second and the first is 1 + r. Chains that never left their start: r = 1.
     """
-    return jnp.where(jump > 0, spread / jnp.where(jump > 0, jump, 1), jnp.nan) - 1
+    unmoved = jnp.where(num_accepted > 0, jnp.full_like(jump, 2), jnp.nan)
+    return jnp.where(jump > 0, spread / jnp.where(jump > 0, jump, 1), unmoved) - 1
 
 
 def _square_distance(a: dict[str, Array], b: dict[str, Array]) -> Array:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpyro
 import numpyro.handlers as handlers
 from jaxtyping import Array
+from numpyro.distributions import ImproperUniform
 from numpyro.infer import init_to_uniform
 from numpyro.infer.util import constrain_fn
 
@@ -15,6 +16,7 @@ from ebm_ppl._checks import check_count
 from ebm_ppl.distributions import energy_dependencies
 from ebm_ppl.distributions._batching import lead
 from ebm_ppl.distributions._events import unwrap
+from ebm_ppl.distributions._guard import base_distribution
 from ebm_ppl.infer._auxiliary import EnergySite, ExchangePotential
 from ebm_ppl.infer._blackjax_kernel import BlackJAXKernel
 from ebm_ppl.infer._chain import BlackJAXState, PotentialFn
@@ -41,7 +43,8 @@ class ExchangeKernel(BlackJAXKernel):
       `auxiliary_memory` estimates their autocorrelation from start to end, and `ebm.diagnose` reports
       `AUXILIARY_NOT_MIXED` where it is above 1/4. Proposals whose inner chains accept less than
       `min_inner_acceptance` are rejected and counted as `diverging`, so that the run cannot drift to where the inner
-      chains have stopped; beyond 2 % of all proposals `ebm.diagnose` reports `AUXILIARY_REJECTED`.
+      chains have stopped; beyond 2 % of all proposals `ebm.diagnose` reports `AUXILIARY_REJECTED`. An improper
+      prior is refused, for far out nothing else holds the parameters.
 
     It may be the kernel of a whole model, or of a block: `numpyro.infer.Gibbs([(ebm.ExchangeKernel(model, ...),
     ["theta"]), (NUTS(model), None)])` moves the other sites by NUTS.
@@ -64,7 +67,7 @@ class ExchangeKernel(BlackJAXKernel):
     Raises:
         TypeError: `inner_kernel` is not an `ebm.AbstractKernel`.
         ValueError: a number is out of range; bridges without `inner_kernel`; on `init`, no energy of the model needs
-            this kernel.
+            this kernel, or its parameters have an improper prior and `inner_kernel` is given.
         NotImplementedError: on `init`, an energy that needs it is latent, scaled (`handlers.scale`, subsampling), or
             inside a wrapper other than `expand`, `to_event` and `mask`.
 
@@ -147,7 +150,8 @@ class ExchangeKernel(BlackJAXKernel):
 
     def _check_model(self, args: tuple, kwargs: dict[str, Any]) -> None:
         """Find the energies without log Z, and see that the algorithm applies to every one of them."""
-        self._site_names = tuple(energy_dependencies(self._model_fn, *args, **kwargs))
+        dependencies = energy_dependencies(self._model_fn, *args, **kwargs)
+        self._site_names = tuple(dependencies)
         if not self._site_names:
             raise ValueError(
                 "no energy of the model depends on its latent variables without log Z: use BlackJAXKernel."
@@ -172,6 +176,9 @@ class ExchangeKernel(BlackJAXKernel):
                 distribution, _ = unwrap(site["fn"])
                 if self._inner_kernel is None:
                     distribution._draw_one(())  # says how to give a sampler, where there is none
+                    continue
+                for parameter in dependencies[name][1]:
+                    _refuse_improper(parameter, trace[parameter])
 
         jax.eval_shape(look)
 
@@ -204,6 +211,15 @@ class ExchangeKernel(BlackJAXKernel):
         if self._model is None:
             raise RuntimeError("the exchange algorithm needs a model.")
         return self._model
+
+
+def _refuse_improper(name: str, site: dict[str, Any]) -> None:
+    """Where inner chains stall the data cancel themselves, and the prior alone holds the parameters."""
+    if site["type"] == "sample" and isinstance(base_distribution(site["fn"]), ImproperUniform):
+        raise ValueError(
+            f"the prior of {name!r} is improper: far out inner chains stall, the prior alone decides there, and the "
+            "parameters would run away. Give it a proper prior, however wide, or exact draws (`sampler=`)."
+        )
 
 
 def _site(site: dict[str, Any]) -> EnergySite:
