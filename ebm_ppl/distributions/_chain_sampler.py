@@ -11,7 +11,7 @@ from ebm_ppl._checks import check_count
 from ebm_ppl._types import PRNGKey
 from ebm_ppl.distributions._sampler import AbstractSampler, Record, check_sampler
 from ebm_ppl.distributions._unconstrained import UnconstrainedEnergy
-from ebm_ppl.kernels import MALA, AbstractKernel
+from ebm_ppl.kernels import AbstractKernel, Barker
 from ebm_ppl.kernels._base import with_step_size
 from ebm_ppl.sampling import run_chains
 from ebm_ppl.sampling._low_rank import check_precondition
@@ -35,7 +35,8 @@ class ChainSampler(AbstractSampler):
     correlated as far as `num_steps` transitions do not forget.
 
     Args:
-        kernel: how to move; `MALA()` by default. Its step size is where warm-up starts.
+        kernel: how to move; by default `Barker()`, which neither steep tails nor a poor step size bring to a stand, as
+            they do `MALA`. Its step size is where warm-up starts.
         num_warmup: transitions that tune step size and preconditioner.
         num_steps: transitions from there to the draw, and from one draw to the next of the same chain.
         num_chains: at most so many chains at once; None: one for every draw.
@@ -49,7 +50,7 @@ class ChainSampler(AbstractSampler):
     Example:
         >>> import jax, jax.numpy as jnp, numpyro, ebm_ppl as ebm
         >>> energy = ebm.FunctionEnergy(lambda x: x - 2 * jnp.log(x), ())              # Gamma(3, 1)
-        >>> sampler = ebm.distributions.ChainSampler()
+        >>> sampler = ebm.distributions.ChainSampler(num_warmup=100, num_steps=50)
         >>> positive = numpyro.distributions.constraints.positive
         >>> prior = ebm.EnergyDistribution(energy, support=positive, sampler=sampler)
         >>> draws = prior.sample(jax.random.key(0), (400,))
@@ -59,11 +60,11 @@ class ChainSampler(AbstractSampler):
         True
 
     References:
-        Roberts, Tweedie (1996). Exponential convergence of Langevin distributions and their discrete approximations.
-        Bernoulli 2(4), 341-363. doi:10.2307/3318418
+        Livingstone, Zanella (2022). The Barker proposal: combining robustness and efficiency in gradient-based MCMC.
+        Journal of the Royal Statistical Society B 84(2), 496-523. doi:10.1111/rssb.12482
     """
 
-    kernel: AbstractKernel | Any = eqx.field(default_factory=MALA)
+    kernel: AbstractKernel | Any = eqx.field(default_factory=Barker)
     num_warmup: int = 300
     num_steps: int = 100
     num_chains: int | None = None
