@@ -56,8 +56,6 @@ class ChainSampler(AbstractSampler):
         >>> draws = prior.sample(jax.random.key(0), (400,))
         >>> bool(abs(draws.mean() - 3) < 0.4)
         True
-        >>> sampler.draws(energy, support=positive, key=jax.random.key(1)).ok
-        True
 
     References:
         Livingstone, Zanella (2022). The Barker proposal: combining robustness and efficiency in gradient-based MCMC.

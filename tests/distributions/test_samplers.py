@@ -100,9 +100,9 @@ def test_a_few_long_chains_draw_too(key):
 
 def test_tempering_weighs_modes_and_chains_alone_do_not(key):
     energy = ebm.FunctionEnergy(modes, ())
-    tempered = TemperedSampler(ebm.MALA(0.5), 6, num_warmup=40, num_iterations=30)
+    tempered = TemperedSampler(ebm.MALA(0.5), 6, num_warmup=30, num_iterations=20)
     left = [
-        np.asarray(ebm.EnergyDistribution(energy, sampler=sampler).sample(key, (1500,)) < 0, float)
+        np.asarray(ebm.EnergyDistribution(energy, sampler=sampler).sample(key, (1000,)) < 0, float)
         for sampler in (tempered, SHORT)
     ]
     assert_iid_mean_close(left[0], 0.75)
