@@ -218,10 +218,11 @@ def summarize(
         temperature = float(np.mean(temperatures))
     else:
         temperature = float(np.trace(flat) / np.trace(np.linalg.pinv(true)))
+    if not np.all(np.diagonal(sandwich) > 0):
+        raise ValueError("gradients in some parameter do not vary from datum to datum: no sampling error to match.")
     errors = np.sqrt(np.diagonal(sandwich) / geometry.num_data)
-    with np.errstate(divide="ignore"):
-        ratio = np.sqrt(temperature * np.diagonal(inverse) / geometry.num_data) / errors
-        distance = float(np.max(np.abs(inverse @ np.asarray(minimum.gradient, float)) / errors))
+    ratio = np.sqrt(temperature * np.diagonal(inverse) / geometry.num_data) / errors
+    distance = float(np.max(np.abs(inverse @ np.asarray(minimum.gradient, float)) / errors))
     problems = _problems(geometry, distance, ratio, index)
     ratios, errors = geometry.split(ratio), geometry.split(errors)
     return TemperatureCalibration(

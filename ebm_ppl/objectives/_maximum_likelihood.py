@@ -108,7 +108,7 @@ class MaximumLikelihood(AbstractStatelessObjective):
                     raise EnergyShapeError(
                         f"`{name}` must be a number or have the event's shape {energy.event_shape}; got {bound.shape}."
                     )
-            if not isinstance(x, Tracer):
+            if not any(isinstance(array, Tracer) for array in (x, self.lower, self.upper)):
                 _check_inside(x, np.asarray(self.lower), np.asarray(self.upper))
         elif self.log_normalizer is None and not isinstance(energy, AbstractReferenceEnergy):
             raise MissingLogNormalizerError(

@@ -10,7 +10,7 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 from numpyro.infer import NUTS, Predictive, log_likelihood
-from numpyro.infer.util import log_density
+from numpyro.infer.util import log_density, potential_energy
 from scipy import linalg, special
 
 import ebm_ppl as ebm
@@ -19,6 +19,7 @@ from ebm_ppl.objectives import (
     DenoisingScoreMatching,
     ExactScoreMatching,
     HutchinsonScoreMatching,
+    MaximumLikelihood,
     NoiseContrastive,
 )
 from tests.foreign import standard_promotion
@@ -330,6 +331,27 @@ def test_plates_masks_and_conditions():
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
+def test_maximum_likelihood_is_the_ordinary_likelihood():
+    """Log Z by quadrature, under a transformation, while the model is traced: value and gradient."""
+
+    def model(y, ordinary):
+        w = numpyro.sample("w", dist.LogNormal(0.0, 1.0))
+        energy = ebm.FunctionEnergy(half_square, (), w)
+        if ordinary:
+            numpyro.sample("y", dist.Normal(0.0, w**-0.5).expand([80]), obs=y)
+        else:
+            ebm.objective_factor("y", energy, y, MaximumLikelihood(lower=-15.0, upper=15.0))
+
+    def potential(z, *, ordinary):
+        return potential_energy(model, (NORMAL.data, ordinary), {}, {"w": z})
+
+    found, expected = (
+        jax.jit(jax.value_and_grad(functools.partial(potential, ordinary=ordinary)))(jnp.array(-0.4))
+        for ordinary in (False, True)
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
     [
@@ -380,13 +402,14 @@ def no_factor(y):
         (two_temperatures, {}, ValueError, "one temperature"),
         (unidentified, {}, ValueError, "not identified"),
         (runs_away, {}, ValueError, "run away"),
+        (NORMAL.model, {"model_args": (jnp.array([-1.0, 1.0] * 9),), "sites": ["theta"]}, ValueError, "do not vary"),
         (NORMAL.model, {"sites": ["mu"]}, ValueError, "`sites`"),
         (NORMAL.model, {"rule": "guess"}, ValueError, "`rule`"),
     ],
 )
 def test_misuse_of_the_calibration_is_refused(model, settings, error, message):
     with pytest.raises(error, match=message):
-        ebm.calibrate_temperature(model, key=jax.random.key(0), model_args=(NORMAL.data,), **settings)
+        ebm.calibrate_temperature(model, **({"key": jax.random.key(0), "model_args": (NORMAL.data,)} | settings))
 
 
 def test_subsampling_cannot_be_calibrated():
