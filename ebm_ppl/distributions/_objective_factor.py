@@ -42,8 +42,8 @@ def objective_factor(
     - `NoiseContrastive`: log Z is one more latent variable, `ebm.ShiftedEnergy(energy, log_normalizer)`, with a
       flat or wide prior. This is a likelihood, that of telling data from noise: at temperature 1 the posterior of all
       *other* parameters has the right width where the model is right; that of log Z is too wide.
-    - `RankingNoiseContrastive`, `ConditionalNoiseContrastive`, `MinimumProbabilityFlow`, `EnergyDiscrepancy`: without
-      log Z.
+    - `RankingNoiseContrastive`: a likelihood too, without log Z: temperature 1 is right where the model is.
+    - `ConditionalNoiseContrastive`, `MinimumProbabilityFlow`, `EnergyDiscrepancy`: without log Z, to be calibrated.
     - `MaximumLikelihood`: the ordinary posterior at temperature 1; one that is robust to a wrong model when calibrated.
 
     The noise or the probes of an objective are drawn once, from `key`: the density must be a function of the latent

@@ -15,12 +15,14 @@ from scipy import linalg, special
 
 import ebm_ppl as ebm
 from ebm_ppl.objectives import (
+    ConditionalNoiseContrastive,
     ContrastiveDivergence,
     DenoisingScoreMatching,
     ExactScoreMatching,
     HutchinsonScoreMatching,
     MaximumLikelihood,
     NoiseContrastive,
+    RankingNoiseContrastive,
 )
 from tests.foreign import standard_promotion
 from tests.infer.models import run
@@ -232,19 +234,47 @@ def resampled_error(y, minimizer):
     """Standard errors of the two temperatures over bootstrap samples of rows, each with its noise."""
 
     def row_losses(z):
-        energy = ebm.FunctionEnergy(half_square, (), jnp.exp(z[0]))
-        key = jax.random.key(5)
-        return NoiseContrastive(dist.Normal(0.0, 2.0)).evaluate(ebm.ShiftedEnergy(energy, z[1]), y, key=key)[0]
+        model = ebm.ShiftedEnergy(ebm.FunctionEnergy(half_square, (), jnp.exp(z[0])), z[1])
+        return NoiseContrastive(dist.Normal(0.0, 2.0)).evaluate(model, y, key=jax.random.key(5))[0]
 
     z = jnp.array([jnp.log(minimizer["precision"]), minimizer["log_normalizer"]])
-    gradients, hessians = np.asarray(jax.jacfwd(row_losses)(z)), np.asarray(jax.jacfwd(jax.jacrev(row_losses))(z))
     temperatures = []
-    for _ in range(100):
-        rows = RNG.integers(0, len(y), len(y))
-        inverse, covariance = np.linalg.inv(hessians[rows].mean(0)), np.cov(gradients[rows].T, ddof=0)
+    for inverse, covariance in resampled(row_losses, z):
         sandwich = inverse @ covariance @ inverse
         temperatures.append([np.trace(inverse @ covariance) / 2, sandwich[0, 0] / inverse[0, 0]])
     return np.std(temperatures, axis=0)
+
+
+def resampled(row_losses, z):
+    """H^-1 and J of bootstrap samples of rows."""
+    gradients, hessians = np.asarray(jax.jacfwd(row_losses)(z)), np.asarray(jax.jacfwd(jax.jacrev(row_losses))(z))
+    for _ in range(100):
+        rows = RNG.integers(0, len(gradients), len(gradients))
+        yield np.linalg.inv(hessians[rows].mean(0)), np.cov(gradients[rows].T, ddof=0).reshape(z.size, z.size)
+
+
+@pytest.mark.parametrize(
+    ("objective", "temperature"),
+    [(RankingNoiseContrastive(dist.Normal(0.0, 2.0), 3), 1.0), (ConditionalNoiseContrastive(1.0), 2.0)],
+)
+def test_contrasts_that_are_conditional_likelihoods(objective, temperature):
+    """Which of K + 1 events is the datum: a likelihood, given the unordered events; `Conditional...` has it twice."""
+    y = jax.random.normal(jax.random.key(9), (4000,))
+
+    def model(y):
+        precision = numpyro.sample("precision", dist.Gamma(2.0, 1.0))
+        energy = ebm.FunctionEnergy(half_square, (), precision)
+        ebm.objective_factor("y", energy, y, objective, key=jax.random.key(5))
+
+    def row_losses(z):
+        return objective.evaluate(ebm.FunctionEnergy(half_square, (), jnp.exp(z[0])), y, key=jax.random.key(5))[0]
+
+    found = ebm.calibrate_temperature(model, key=jax.random.key(0), model_args=(y,))
+    z = jnp.log(jnp.asarray(found.minimizer["precision"]))[None]
+    error = np.std([(inverse @ covariance).item() for inverse, covariance in resampled(row_losses, z)])
+    assert_close(found.temperature, temperature, error)
+    with pytest.raises(StatisticalError):
+        assert_close(found.temperature, 3 - temperature, error)
 
 
 def test_noise_contrast_with_much_noise_is_the_ordinary_posterior():
