@@ -57,8 +57,8 @@ every_cell = pytest.mark.parametrize(("role", "context", "engine", "name"), CELL
 # --- what the engines work with ---------------------------------------------------------------------------------------
 
 
-def kernel_of(engine, model, **kwargs):
-    return NUTS(model, **kwargs) if engine == "NUTS" else ebm.BlackJAXKernel(model, kernel=ebm.NUTS(), **kwargs)
+def kernel_of(engine, model):
+    return NUTS(model) if engine == "NUTS" else ebm.BlackJAXKernel(model, kernel=ebm.HMC())
 
 
 @functools.cache
