@@ -7,6 +7,7 @@ runs follow, against quadrature: one for each context here, one for each cell un
 
 import functools
 import itertools
+import pathlib
 import re
 
 import jax
@@ -36,7 +37,7 @@ from tests.infer.matrix import (
     unconstrained_shape,
     varies,
 )
-from tests.infer.verdicts import ENGINES, EXACT, REFUSED, SAMPLER, VERDICTS
+from tests.infer.verdicts import ENGINES, EXACT, REFUSED, SAMPLER, VERDICTS, table
 from tests.statistics import StatisticalError, assert_mean_close
 
 pytestmark = [
@@ -141,6 +142,25 @@ def test_every_cell_is_exact_or_refused(role, context, engine, name):
             check(role, context, engine, name, make)
         make = as_energy(LAWS[name], log_z=log_z, draws=True)
     check(role, context, engine, name, make)
+
+
+def test_the_documentation_holds_this_matrix():
+    page = pathlib.Path(__file__).parents[2] / "docs" / "api" / "numpyro.md"
+    assert table() in page.read_text(encoding="utf-8")
+    assert len(CELLS) == 168
+
+
+NEED_LOG_Z = [cell for cell, verdict in VERDICTS.items() if varies(*cell[:2]) and verdict != REFUSED]
+
+
+@pytest.mark.parametrize(("role", "context", "engine"), NEED_LOG_Z)
+def test_a_varying_energy_without_log_z_is_refused_by_every_engine(role, context, engine):
+    make = as_energy(LAWS["real"], log_z=False, draws=True)
+    site = "x" if role == "latent" else "y"
+    with pytest.raises(
+        ebm.MissingLogNormalizerError, match=rf"energy site '{site}' \(FunctionEnergy\) depends on '[ct]'"
+    ):
+        check(role, context, engine, "real", make)
 
 
 # --- broken twins: what is silently wrong does not pass ---------------------------------------------------------------
