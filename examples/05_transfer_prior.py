@@ -61,7 +61,7 @@ class Settings(NamedTuple):
     num_samples: int  # per chain, of 4
 
 
-FULL = Settings(3000, few=(5, 10, 20, 40), num_repeats=20, few_steps=500, num_warmup=300, num_samples=500)
+FULL = Settings(3000, few=(5, 10, 20, 40), num_repeats=20, few_steps=500, num_warmup=500, num_samples=1000)
 SHORT = Settings(100, few=(10,), num_repeats=2, few_steps=20, num_warmup=30, num_samples=50)
 
 
@@ -99,7 +99,7 @@ def learn(x: np.ndarray, recipe: dict[str, Any], key: Array, validation: float) 
     objective = ebm.objectives.NoiseContrastive(noise, noise_ratio=3)
     result = ebm.fit(start, x, objective, key=fit_key, validation=validation, progress_bar=False, **recipe)
     energy = result.model.energy
-    return energy, float(ebm.normalizers.quadrature(energy).value)
+    return energy, float(ebm.normalizers.quadrature(energy, relative_tolerance=1e-3).value)
 
 
 def log_density(energy: ebm.AbstractEnergy, log_z: float | Array, x: np.ndarray) -> np.ndarray:
@@ -141,7 +141,7 @@ def posteriors(shape: tuple, x: Array, known: Array, unseen: Array, settings: Se
 
     def predict(inputs: tuple[dict[str, Array], Array]) -> Array:
         draws, unseen = inputs
-        thinned = {name: x.reshape(-1, 3)[:: max(4 * settings.num_samples // 200, 1)] for name, x in draws.items()}
+        thinned = {name: x.reshape(-1, 3)[:: max(4 * settings.num_samples // 400, 1)] for name, x in draws.items()}
         log_p = numpyro.infer.log_likelihood(shifted_and_scaled, thinned, energy, log_z, unseen, jnp.ones((), bool))[
             "x"
         ]
