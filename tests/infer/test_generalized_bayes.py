@@ -247,7 +247,8 @@ def resampled_error(y, minimizer):
 
 def resampled(row_losses, z):
     """H^-1 and J of bootstrap samples of rows."""
-    gradients, hessians = np.asarray(jax.jacfwd(row_losses)(z)), np.asarray(jax.jacfwd(jax.jacrev(row_losses))(z))
+    derivatives = jax.jit(lambda z: (jax.jacfwd(row_losses)(z), jax.jacfwd(jax.jacfwd(row_losses))(z)))
+    gradients, hessians = (np.asarray(rows) for rows in derivatives(z))
     for _ in range(100):
         rows = RNG.integers(0, len(gradients), len(gradients))
         yield np.linalg.inv(hessians[rows].mean(0)), np.cov(gradients[rows].T, ddof=0).reshape(z.size, z.size)
