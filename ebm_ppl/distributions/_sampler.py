@@ -97,9 +97,10 @@ class AbstractSampler(eqx.Module):
     ) -> Draws:
         """The same chains, looked at: draws as far apart as in use, with every problem found.
 
-        Beside the problems of `ebm.sample` there is `CORRELATED_DRAWS`: draws that follow each other have a
-        correlation above 1/4 in some coordinate, or in the energy, so that a chain does not forget where it came from
-        between two draws, nor, in the last place, where it started. `ebm.diagnose(draws)` then judges the mixing.
+        Beside the problems of `ebm.sample` there are `STALLED_DRAWS`: so many draws would be NaN in use, for their
+        chain stood still on the way; and `CORRELATED_DRAWS`: draws that follow each other have a correlation above 1/4 in
+        some coordinate, or in the energy, so that a chain does not forget where it came from between two draws, nor,
+        in the last place, where it started. `ebm.diagnose(draws)` then judges the mixing.
 
         Args:
             energy: what is to be drawn.
@@ -124,6 +125,7 @@ class AbstractSampler(eqx.Module):
         thinning = self.transitions_per_draw
         problems = find_problems(raw, stats, self.kernel, num_warmup=self.num_warmup, thinning=thinning)
         if not {problem.code for problem in problems} & STANDING_STILL:
+            problems += _stalled(np.asarray(_failed(record, self.kernel)))
             problems += _correlation(raw, stats["lp"])
         tempering = self._tempering(record, target)
         if tempering is not None:
@@ -182,6 +184,19 @@ def _failed(record: Record, kernel: AbstractKernel) -> Bool[Array, "chain draw"]
     if "acceptance_rate" in record.stats:
         failed |= ~(record.stats["acceptance_rate"] >= MIN_ACCEPTANCE)
     return failed if kernel.adjusted else failed | record.stats["diverging"]
+
+
+def _stalled(failed: Bool[np.ndarray, "chain draw"]) -> list[Problem]:
+    """Draws that would be NaN in use, though their chain moves on later."""
+    number = int(failed.sum())
+    if not number:
+        return []
+    advice = (
+        f"{number} of {failed.size} draws would be NaN in use: on the way there the chain accepted less than "
+        f"{MIN_ACCEPTANCE:.0%}, or left the finite energies. "
+        "Steep tails stop MALA and HMC: take Barker, or warm up longer."
+    )
+    return [Problem("STALLED_DRAWS", advice, None, number)]
 
 
 def _correlation(positions: Float[np.ndarray, "chain draw size"], lp: Float[np.ndarray, "chain draw"]) -> list[Problem]:

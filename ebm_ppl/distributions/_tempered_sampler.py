@@ -13,7 +13,7 @@ from ebm_ppl.distributions._sampler import AbstractSampler, Record, check_sample
 from ebm_ppl.distributions._unconstrained import UnconstrainedEnergy
 from ebm_ppl.energies import AbstractReferenceEnergy, Gaussian
 from ebm_ppl.errors import EnergyShapeError
-from ebm_ppl.kernels import MALA, AbstractKernel
+from ebm_ppl.kernels import AbstractKernel, Barker
 from ebm_ppl.sampling import Tempering
 from ebm_ppl.sampling._parallel_tempering import check_ladder
 from ebm_ppl.sampling._run_tempering import run_tempering
@@ -32,7 +32,7 @@ class TemperedSampler(AbstractSampler):
     `TemperedSampler(inverse_temperatures=run.tempering.inverse_temperatures)`.
 
     Args:
-        kernel: how each level is explored; `MALA()` by default.
+        kernel: how each level is explored; `Barker()` by default.
         inverse_temperatures: the number of levels, or the ladder: increasing, first 0, last 1.
         reference: exact draws that cover the modes, of vectors in **unconstrained** space; N(0, 3^2) by default.
         num_warmup: iterations that tune the step size of every level.
@@ -59,7 +59,7 @@ class TemperedSampler(AbstractSampler):
         parallel MCMC scheme. Journal of the Royal Statistical Society B 84(2), 321-350. doi:10.1111/rssb.12464
     """
 
-    kernel: AbstractKernel | Any = eqx.field(default_factory=MALA)
+    kernel: AbstractKernel | Any = eqx.field(default_factory=Barker)
     inverse_temperatures: int | tuple[float, ...] | Any = eqx.field(
         default=8, converter=lambda levels: tuple(map(float, check_ladder(levels)))
     )

@@ -14,7 +14,7 @@ import ebm_ppl as ebm
 from ebm_ppl.distributions import ChainSampler, TemperedSampler
 from tests.statistics import StatisticalError, assert_close, assert_iid_mean_close
 
-SHORT = ChainSampler(ebm.MALA(0.5), num_warmup=100, num_steps=40)
+SHORT = ChainSampler(num_warmup=100, num_steps=40)
 HASTY = ChainSampler(ebm.MALA(0.01), num_warmup=0, num_steps=2)
 ALPHA = np.array([2.0, 3.0, 4.0])
 
@@ -57,6 +57,12 @@ CASES = {
         lambda x: np.stack([np.cos(x - 1), np.sin(x - 1)], axis=1),
         [special.i1(2) / special.i0(2), 0.0],
     ),
+    "ordered": (  # the smaller and the larger of two standard normals
+        ebm.FunctionEnergy(lambda x: jnp.sum(x**2) / 2, (2,)),
+        constraints.ordered_vector,
+        with_squares,
+        [-1 / np.sqrt(np.pi), 1 / np.sqrt(np.pi), 1.0, 1.0],
+    ),
     "normal": (
         ebm.energies.Gaussian(jnp.array([1.0, -2.0]), jnp.array([[2.0, 0.5], [0.5, 1.0]])),
         constraints.real,
@@ -91,7 +97,7 @@ def test_without_the_jacobian_the_law_would_be_another(key):
 
 def test_a_few_long_chains_draw_too(key):
     energy, support, moments, truth = CASES["gamma"]
-    sampler = ChainSampler(ebm.MALA(0.5), num_warmup=100, num_steps=40, num_chains=50)
+    sampler = ChainSampler(num_warmup=100, num_steps=40, num_chains=50)
     draws = sampler(energy, key, (2, 2000), support=support)
     assert draws.shape == (2, 2000)
     assert_iid_mean_close(moments(draws.ravel()), truth)
@@ -100,10 +106,11 @@ def test_a_few_long_chains_draw_too(key):
 
 def test_tempering_weighs_modes_and_chains_alone_do_not(key):
     energy = ebm.FunctionEnergy(modes, ())
-    tempered = TemperedSampler(ebm.MALA(0.5), 6, num_warmup=30, num_iterations=20)
+    tempered = TemperedSampler(ebm.Barker(), 6, num_warmup=30, num_iterations=20)
+    alone = ChainSampler(ebm.MALA(0.5), num_warmup=100, num_steps=40)
     left = [
         np.asarray(ebm.EnergyDistribution(energy, sampler=sampler).sample(key, (1000,)) < 0, float)
-        for sampler in (tempered, SHORT)
+        for sampler in (tempered, alone)
     ]
     assert_iid_mean_close(left[0], 0.75)
     with pytest.raises(StatisticalError):
@@ -113,12 +120,12 @@ def test_tempering_weighs_modes_and_chains_alone_do_not(key):
     value, error = draws.tempering.log_normalizer
     assert_close(value, np.log(4 * np.sqrt(2 * np.pi)), error)
     with pytest.warns(ebm.SamplingWarning, match="CORRELATED_DRAWS"):
-        assert not SHORT.draws(energy, key=key).ok
+        assert not alone.draws(energy, key=key).ok
 
 
 def test_tempering_on_a_support(key):
     energy, support, moments, truth = CASES["gamma"]
-    draws = TemperedSampler(ebm.MALA(0.5), 4, num_warmup=40, num_iterations=20)(energy, key, (1500,), support=support)
+    draws = TemperedSampler(ebm.Barker(), 4, num_warmup=40, num_iterations=20)(energy, key, (1500,), support=support)
     assert_iid_mean_close(moments(draws), truth)
 
 
@@ -183,6 +190,17 @@ def test_draws_of_failed_chains_are_nan_and_named(key):
     assert np.isfinite(SHORT(ebm.FunctionEnergy(walled, (2,)), key, (200,))).all()  # starts are sought inside
 
 
+def test_barker_climbs_out_of_steep_tails(key):
+    """A Gumbel law far from where chains start: exp(8) nats there, and a gradient of as much."""
+    energy = ebm.FunctionEnergy(lambda x: x - 6 + jnp.exp(6 - x), ())
+    draws = SHORT(energy, key, (2000,))
+    assert_iid_mean_close(draws, 6 + np.euler_gamma)
+    assert_iid_mean_close((draws - 6 - np.euler_gamma) ** 2, np.pi**2 / 6)
+    stopped = ChainSampler(ebm.MALA(2.0), num_warmup=0, num_steps=40)
+    share = np.isnan(stopped(energy, key, (2000,))).mean()
+    assert share > 0.5  # they never left
+
+
 def test_the_same_chains_looked_at(key):
     energy, support, _, _ = CASES["dirichlet"]
     draws = SHORT.draws(energy, key=key, num_draws=150, support=support)
@@ -191,6 +209,10 @@ def test_the_same_chains_looked_at(key):
     assert ebm.diagnose(draws, energy).ok  # lp is -E on the support, without any Jacobian
     tree = ebm.to_datatree(draws, group="prior")
     assert set(tree.children) == {"prior", "sample_stats_prior"}
+    stalling = ChainSampler(ebm.MALA(0.5), num_warmup=100, num_steps=40)
+    with pytest.warns(ebm.SamplingWarning, match="STALLED_DRAWS"):
+        steep = stalling.draws(CASES["ordered"][0], key=key, num_chains=100, num_draws=20, support=CASES["ordered"][1])
+    assert "STALLED_DRAWS" in {problem.code for problem in steep.problems}
     slow = ChainSampler(ebm.MALA(0.05), num_warmup=0, num_steps=2)
     with pytest.warns(ebm.SamplingWarning, match="CORRELATED_DRAWS"):
         assert "CORRELATED_DRAWS" in str(slow.draws(energy, key=key, num_draws=150, support=support))

@@ -197,6 +197,19 @@ def test_calibration_passes_and_fails_with_a_hasty_sampler(case, key):
     assert wrong.p_value < 1e-3, wrong
 
 
+@pytest.mark.slow
+def test_calibration_of_the_default_sampler_and_of_one_that_stops_a_little_early(case, key):
+    early = ChainSampler(ebm.Barker(0.3), num_warmup=0, num_steps=5)
+    settings = {"num_simulations": 1000, "num_warmup": 300, "num_samples": 1000}
+    with standard_promotion():
+        right = calibrate(case.model, key, model_kwargs={"sampler": ChainSampler()}, **settings)
+        wrong = calibrate(case.model, key, model_kwargs={"sampler": early}, **settings)
+    print(right, wrong, sep="\n")  # noqa: T201
+    assert not right.problems, right
+    assert right.p_value > 0.001
+    assert wrong.p_value < 1e-3, wrong
+
+
 def test_all_groups_are_there_and_read_by_arviz(case, tree):
     assert set(tree.children) == GROUPS | {"log_prior"}
     assert dict(tree["prior"].sizes)["draw"] == 1500
