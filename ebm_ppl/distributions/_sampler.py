@@ -98,9 +98,9 @@ class AbstractSampler(eqx.Module):
         """The same chains, looked at: draws as far apart as in use, with every problem found.
 
         Beside the problems of `ebm.sample` there are `STALLED_DRAWS`: so many draws would be NaN in use, for their
-        chain stood still on the way; and `CORRELATED_DRAWS`: draws that follow each other have a correlation above 1/4 in
-        some coordinate, or in the energy, so that a chain does not forget where it came from between two draws, nor,
-        in the last place, where it started. `ebm.diagnose(draws)` then judges the mixing.
+        chain stood still on the way; and `CORRELATED_DRAWS`: draws that follow each other have a correlation above 1/4
+        in some coordinate, or in the energy, so that a chain does not forget where it came from between two draws,
+        nor, in the last place, where it started. `ebm.diagnose(draws)` then judges the mixing.
 
         Args:
             energy: what is to be drawn.
