@@ -62,7 +62,7 @@ class Settings(NamedTuple):
 
 
 FULL = Settings(3000, few=(5, 10, 20, 40), num_repeats=20, few_steps=500, num_warmup=500, num_samples=1000)
-SHORT = Settings(100, few=(10,), num_repeats=2, few_steps=20, num_warmup=30, num_samples=50)
+SHORT = Settings(100, few=(10,), num_repeats=2, few_steps=20, num_warmup=20, num_samples=25)
 
 
 # --- 1. The data, and the shape of the whites ------------------------------------------------------------------------
@@ -241,6 +241,8 @@ def draw_figure(
         x = scores[name]
         error = x.std(1, ddof=1) / np.sqrt(x.shape[1])
         curve.errorbar(np.arange(len(few)) + 0.04 * i, x.mean(1), error, marker="o", ms=3, lw=1, label=name)
+    lowest = min(scores[name].mean(1).min() for name in METHODS if name.startswith("Gaussian"))
+    curve.set_ylim(bottom=lowest - 0.5)  # what is learnt from the few alone may be anywhere below
     curve.set(
         xticks=np.arange(len(few)), xticklabels=few, xlabel="reds known", title="log density of unseen reds, nats"
     )
@@ -248,7 +250,7 @@ def draw_figure(
     prediction.hist(reds[:, 0], bins, density=True, color="0.8", label="all reds")
     for name in (OURS, RIVAL):
         prediction.hist(moved[name][:, 0], bins, density=True, histtype="step", lw=1.3, label=name)
-    prediction.set(xlabel="log chlorides", yticks=[], title="predicted from the first choice of few")
+    prediction.set(xlabel="log chlorides", yticks=[], title=f"predicted from the first {few[0]} known")
     for axis in (shape, curve, prediction):
         axis.legend(fontsize=6)
         axis.title.set_fontsize(9)
