@@ -1,7 +1,7 @@
-"""The contract table: one row per public class of energies, kernels and objectives.
+"""The contract table: one row per public class of energies, kernels, objectives and samplers.
 
 A row buys the generic tests of `test_contract.py`; a class without a row fails there. To add one, append to `ENERGIES`,
-`KERNELS` or `OBJECTIVES`: a constructor, an input, and a reference that was not computed by the package.
+`KERNELS`, `OBJECTIVES` or `SAMPLERS`: a constructor, an input, and a reference that was not computed by the package.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from flowjax.distributions import Normal
 from scipy import stats
 
 import ebm_ppl as ebm
-from ebm_ppl import energies, kernels, objectives
+from ebm_ppl import distributions, energies, kernels, objectives
 from tests import references as reference
 from tests.contract import (
     DATA,
@@ -28,6 +28,7 @@ from tests.contract import (
     energy_case,
     kernel_case,
     objective_case,
+    sampler_case,
 )
 
 
@@ -305,4 +306,9 @@ OBJECTIVES = [
 ]
 BUFFERS = [buffer_case(lambda: objectives.ReplayBuffer.start(jnp.arange(12.0).reshape(6, 2)))]
 
-CASES = [*ENERGIES, *KERNELS, *OBJECTIVES, *BUFFERS]
+SAMPLERS = [
+    sampler_case(lambda: distributions.ChainSampler(num_warmup=8, num_steps=3)),
+    sampler_case(lambda: distributions.TemperedSampler(inverse_temperatures=2, num_warmup=0, num_iterations=2)),
+]
+
+CASES = [*ENERGIES, *KERNELS, *OBJECTIVES, *BUFFERS, *SAMPLERS]

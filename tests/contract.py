@@ -108,6 +108,15 @@ def kernel_case(
     )
 
 
+def sampler_case(make: Callable[[], Any]) -> Case:
+    """A row of `SAMPLERS`; that the draws have the right law is shown in tests/distributions/test_samplers.py."""
+
+    def call(sampler: Any, key: Any, mean: Any) -> dict[str, Any]:
+        return {"draws": sampler(energies.Gaussian(mean, jnp.eye(2)), key, (3,))}
+
+    return Case(make, lambda _, key: (jax.random.normal(key, (2,)),), call, None, None, random=True)
+
+
 @dataclasses.dataclass(frozen=True)
 class ObjectiveCase(Case):
     """An objective at its minimiser.

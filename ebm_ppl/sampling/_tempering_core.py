@@ -67,7 +67,7 @@ def start_ensemble(
     levels = len(betas)
     chains, adaptation = jax.vmap(start)(betas, positions, jax.random.split(key, levels))
     heading = jnp.zeros(levels, bool)
-    return Ensemble(chains, adaptation, jnp.arange(levels), heading, jnp.zeros((), jnp.int32))
+    return Ensemble(chains, adaptation, jnp.arange(levels, dtype=jnp.int32), heading, jnp.zeros((), jnp.int32))
 
 
 def iterate(
@@ -133,14 +133,14 @@ def _swap(betas: Array, potentials: Array, key: Array, parity: Array) -> tuple[A
 
     The ratio of neighbours i, i+1 is exp((beta_{i+1} - beta_i) (V_{i+1} - V_i)); a NaN is refused.
     """
-    pairs = jnp.arange(len(betas) - 1)
+    pairs = jnp.arange(len(betas) - 1, dtype=jnp.int32)
     log_ratio = (betas[1:] - betas[:-1]) * (potentials[1:] - potentials[:-1])
     rate = jnp.where(jnp.isnan(log_ratio), 0, jnp.exp(jnp.minimum(log_ratio, 0)))
     attempted = pairs % 2 == parity
     accepted = attempted & (jax.random.uniform(key, rate.shape, rate.dtype) < rate)
     up = jnp.append(accepted, False)
     down = jnp.concatenate([jnp.zeros(1, bool), accepted])
-    order = jnp.arange(len(betas)) + up.astype(jnp.int32) - down.astype(jnp.int32)
+    order = jnp.arange(len(betas), dtype=jnp.int32) + up.astype(jnp.int32) - down.astype(jnp.int32)
     return order, jnp.where(attempted, rate, jnp.nan)
 
 
