@@ -11,9 +11,8 @@ are long; after a long wait there are both: two modes. Heavier tails do not help
 
 1. learn the energy E from the residuals of the first week, by noise-contrastive estimation; log Z by quadrature;
 2. put it into a NumPyro model of the second week, whose level, slope and scale are inferred with BlackJAX's NUTS;
-3. compare by leave-one-out cross-validation (LOO) with four rivals: normal and Student-t noise (degrees of freedom
-   inferred), a kernel density of the first week's residuals, and what someone would write who knows the geyser, a
-   mixture of two kinds of waits;
+3. compare by leave-one-out cross-validation (LOO) with four rivals: normal and Student-t noise, a kernel density of the
+   first week's residuals, and what someone would write who knows the geyser, a mixture of two kinds of waits;
 4. ask whether the predictive distributions are calibrated, each wait predicted without itself.
 
 No datum is used twice: the noise is learned from the first week, LOO is over the second. The rivals have seen as much:
@@ -28,7 +27,8 @@ prototype scored on the second week, so the learned noise may look a little bett
 References:
     Azzalini, Bowman (1990). A look at some data on the Old Faithful geyser. Journal of the Royal Statistical Society C
     39(3), 357-365. doi:10.2307/2347385
-    Gutmann, Hyvärinen (2012). Noise-contrastive estimation. Journal of Machine Learning Research 13, 307-361.
+    Gutmann, Hyvärinen (2012). Noise-contrastive estimation of unnormalized statistical models, with applications to
+    natural image statistics. Journal of Machine Learning Research 13, 307-361.
 """
 
 import argparse
@@ -276,17 +276,17 @@ def compare(trees: dict[str, Any]) -> tuple[dict[str, tuple[float, float]], bool
     """LOO of every model; the learned noise minus each rival, with standard errors; whether LOO can be trusted."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Estimated shape parameter")  # k: printed and judged below
-        loos = {name: az.loo(tree, var_name="wait", pointwise=True) for name, tree in trees.items()}
-    print(az.compare(loos).to_string())
-    largest = {name: float(np.max(loo.pareto_k.values)) for name, loo in loos.items()}
+        elpds = {name: az.loo(tree, var_name="wait", pointwise=True) for name, tree in trees.items()}
+    print(az.compare(elpds).to_string())
+    largest = {name: float(np.max(loo.pareto_k.values)) for name, loo in elpds.items()}
     print("Largest Pareto k: " + ", ".join(f"{name} {k:.2f}" for name, k in largest.items()))
-    ours, differences = loos["learned"].elpd_i.values, {}
+    ours, differences = elpds["learned"].elpd_i.values, {}
     print("\nLearned noise minus rival, elpd in nats, positive is better")
-    for name in list(loos)[1:]:
-        each = ours - loos[name].elpd_i.values
+    for name in list(elpds)[1:]:
+        each = ours - elpds[name].elpd_i.values
         differences[name] = float(each.sum()), float(np.sqrt(len(each)) * each.std(ddof=1))
         print("  {:10} {:6.1f} +- {:4.1f}: {}".format(name, *differences[name], verdict(*differences[name])))
-    return differences, all(loo.good_k > largest[name] for name, loo in loos.items())
+    return differences, all(loo.good_k > largest[name] for name, loo in elpds.items())
 
 
 # --- 4. Calibration --------------------------------------------------------------------------------------------------
