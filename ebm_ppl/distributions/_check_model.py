@@ -24,7 +24,7 @@ def check_model(model: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
     Without \(Z(\theta)\) the posterior of theta is a different, usually meaningless distribution, and no sampler can
     tell. Dependence is read off the traced model, through deterministic sites, plates, `scan`, `cond`, subsampling,
     `eqx_module` and `random_eqx_module`; nothing is computed. `BlackJAXKernel` does this by itself, and so does every
-    other inference that starts with `numpyro.infer.util.initialize_model` or `SVI.init` (`NUTS`, `HMC`, `SVI`, ...);
+    other inference of NumPyro (`NUTS`, `HMC`, `SVI`, `SteinVI`, `DiscreteHMCGibbs`, ...) when it is initialised;
     for MCMC, where a `numpyro.param` is a constant, only latent sites count.
 
     Args:

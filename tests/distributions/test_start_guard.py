@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpyro
 import numpyro.distributions as dist
 import pytest
+from numpyro.contrib.einstein import RBFKernel, SteinVI
 from numpyro.handlers import condition, seed, trace
-from numpyro.infer import SVI, Trace_ELBO
+from numpyro.infer import HMC, NUTS, SVI, DiscreteHMCGibbs, MixedHMC, Trace_ELBO
 from numpyro.infer.autoguide import AutoNormal
 from numpyro.infer.util import potential_energy
 
@@ -46,6 +47,31 @@ def test_svi_refuses_under_a_guide_written_by_hand(model):
 
     with pytest.raises(ebm.MissingLogNormalizerError, match=r"energy site 'y'.*depends on"):
         SVI(model, guide, numpyro.optim.Adam(0.01), Trace_ELBO()).init(jax.random.key(0), Y)
+
+
+def discrete(y):
+    """Of a discrete variable there is no derivative, and `NUTS` is shown the model with its value put in."""
+    w = numpyro.sample("w", dist.Bernoulli(0.5))
+    numpyro.sample("other", dist.Normal(0.0, 1.0))
+    numpyro.sample("y", energy(1.0 + w).expand([4]).to_event(1), obs=y)
+
+
+@pytest.mark.parametrize(
+    "kernel", [lambda: DiscreteHMCGibbs(NUTS(discrete)), lambda: MixedHMC(HMC(discrete))], ids=["Gibbs", "mixed"]
+)
+def test_kernels_for_discrete_variables_refuse_by_themselves(kernel):
+    with pytest.raises(ebm.MissingLogNormalizerError, match=r"energy site 'y'.*depends on 'w'"):
+        kernel().init(jax.random.key(0), 1, None, (Y,), {})
+
+
+def test_stein_refuses_under_a_guide_written_by_hand():
+    def guide(y):
+        del y
+        numpyro.sample("w", dist.LogNormal(numpyro.param("loc", 0.0), 1.0))
+
+    stein = SteinVI(in_a_loop, guide, numpyro.optim.Adam(0.01), RBFKernel(), num_stein_particles=2)
+    with pytest.raises(ebm.MissingLogNormalizerError, match=r"energy site 'y'.*depends on 'w'"):
+        stein.init(jax.random.key(0), Y)
 
 
 def test_the_model_is_checked_once_and_as_it_was_given(monkeypatch):
