@@ -11,6 +11,8 @@ from numpyro.handlers import mask, replay, seed, substitute
 from numpyro.infer import init_to_sample
 from numpyro.primitives import _PYRO_STACK
 
+from ebm_ppl.distributions._likelihoods import asks_for_likelihood
+
 
 class ObjectiveFactor(Unit):
     """A factor exp(-loss / temperature) for every datum; whoever calibrates finds losses and temperature in it."""
@@ -26,8 +28,9 @@ def add_factor(name: str, factor: Unit) -> None:
     """Like `numpyro.factor`, but `Predictive`, `log_likelihood` and ArviZ's `observed_data` do not see it."""
     if any(_ignores_densities(handler) for handler in _PYRO_STACK):
         return
-    # An unobserved site counts in the log density, and `log_likelihood` leaves it out.
-    obs = None if _evaluates_given_values() else factor.sample(None)
+    # An unobserved site counts in the log density, and `log_likelihood` leaves it out. The handlers alone do not show
+    # who is asking where there is a loop, or a key, in between.
+    obs = None if _evaluates_given_values() or asks_for_likelihood() else factor.sample(None)
     numpyro.sample(name, factor, obs=obs, infer={"is_auxiliary": True})
 
 

@@ -13,14 +13,21 @@ from numpyro.infer import log_likelihood
 from ebm_ppl.errors import MissingLogNormalizerError
 
 
-def refuse_unnormalized_likelihood(description: str) -> None:
-    """Raise if `numpyro.infer.log_likelihood` is asking for this log density, which lacks its log Z."""
+def asks_for_likelihood() -> bool:
+    """Whether `numpyro.infer.log_likelihood` is among the callers."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         if frame.f_code is log_likelihood.__code__:
-            raise MissingLogNormalizerError(
-                f"the log likelihood of {description} was asked for, and it has no `log_normalizer`: every observation "
-                "would be off by the unknown log Z, and az.loo or az.compare would rank models by their scale. Give "
-                "`log_normalizer=ebm.log_normalizer(energy, key=...)`, or a number in nats if it is known."
-            )
+            return True
         frame = frame.f_back
+    return False
+
+
+def refuse_unnormalized_likelihood(description: str) -> None:
+    """Raise if `numpyro.infer.log_likelihood` is asking for this log density, which lacks its log Z."""
+    if asks_for_likelihood():
+        raise MissingLogNormalizerError(
+            f"the log likelihood of {description} was asked for, and it has no `log_normalizer`: every observation "
+            "would be off by the unknown log Z, and az.loo or az.compare would rank models by their scale. Give "
+            "`log_normalizer=ebm.log_normalizer(energy, key=...)`, or a number in nats if it is known."
+        )

@@ -7,6 +7,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
+from numpyro.contrib.control_flow import scan
 from numpyro.handlers import seed, trace
 from numpyro.infer import MCMC, NUTS, SVI, Predictive, Trace_ELBO, init_to_sample, log_likelihood
 from numpyro.infer.autoguide import AutoNormal
@@ -72,6 +73,22 @@ def test_it_is_no_datum():
     assert set(log_likelihood(with_factor, samples, Y)) == {"y", "smooth"}  # what is to be avoided
     assert set(Predictive(with_energy, samples)(jax.random.key(0))) == {"y"}
     assert set(Predictive(with_energy, num_samples=3)(jax.random.key(0))) == {"x", "y"}
+
+
+def in_a_loop(y):
+    x = numpyro.sample("x", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
+
+    def step(carry, row):
+        ebm.energy_factor("smooth", QUARTIC, x)
+        numpyro.sample("y", dist.Normal(x[0], 1.0), obs=row)
+        return carry, None
+
+    scan(step, 0.0, y)
+
+
+@pytest.mark.parametrize("model", [in_a_loop, seed(with_energy, 0)], ids=["loop", "key"])
+def test_it_is_no_datum_inside_a_loop_or_where_the_model_has_its_key(model):
+    assert set(log_likelihood(model, {"x": jnp.ones((3, 2))}, Y)) == {"y"}
 
 
 def test_loo_works_and_the_tree_holds_data_only():
