@@ -47,22 +47,27 @@ def base_distribution(distribution: Distribution) -> Distribution:
 
 def refuse_varying_energy(energy_name: str, ingredients: Any) -> None:
     """Raise if some of `ingredients` carries the derivative with respect to a latent or `param` site being traced."""
-    varying = _derivatives(ingredients)
-    if not varying:
-        return
-    names = tuple(
-        name
-        for handler in _PYRO_STACK
-        if isinstance(handler, numpyro.handlers.trace)
-        for name, site in handler.trace.items()
-        if is_unknown(site) and _derivatives(site["value"]) & varying
-    )
+    names = varying_sites(ingredients)
     if names:
         which = f"latent site {names[0]!r}" if len(names) == 1 else f"at least one of the sites {names}"
         raise MissingLogNormalizerError(
             f"the energy {energy_name} of an EnergyDistribution depends on {which} and has no `log_normalizer`. "
             f"{ways_out(names)} `ebm.check_model(model, ...)` names the energy's own site."
         )
+
+
+def varying_sites(ingredients: Any) -> tuple[str, ...]:
+    """The latent and `param` sites whose derivative is being traced, and is carried by some of `ingredients` too."""
+    varying = _derivatives(ingredients)
+    if not varying:
+        return ()
+    return tuple(
+        name
+        for handler in _PYRO_STACK
+        if isinstance(handler, numpyro.handlers.trace)
+        for name, site in handler.trace.items()
+        if is_unknown(site) and _derivatives(site["value"]) & varying
+    )
 
 
 def is_unknown(site: dict[str, Any]) -> bool:

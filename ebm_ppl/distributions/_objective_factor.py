@@ -4,15 +4,18 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpyro
 from jax.core import Tracer
 from jaxtyping import Array, Float
+from numpyro.primitives import _PYRO_STACK
 
 from ebm_ppl._checks import check_count, check_finite, check_floating, check_key, check_positive
 from ebm_ppl.distributions._factor import ObjectiveFactor, add_factor
+from ebm_ppl.distributions._guard import varying_sites
 from ebm_ppl.distributions._provenance import dependencies
 from ebm_ppl.energies import AbstractEnergy
 from ebm_ppl.errors import KeyArgumentError
-from ebm_ppl.objectives import AbstractMeanObjective, Batch
+from ebm_ppl.objectives import AbstractMeanObjective, Batch, HutchinsonScoreMatching
 
 
 def objective_factor(
@@ -51,24 +54,27 @@ def objective_factor(
 
     Like `energy_factor` it is not taken for data: it does not appear in `Predictive` (the prior predictive does not
     see it), in `log_likelihood` or in ArviZ's `observed_data`. There is no log likelihood: models cannot be compared
-    by `az.loo`. Rows are data: inside `numpyro.plate("n", len(data))` or outside of any plate.
+    by `az.loo`. Rows are data: inside `numpyro.plate("n", len(data))` or outside of any plate. `temperature` is a number
+    that you set: as a latent variable it would have a density without a normaliser, and run away.
 
     Args:
         name: name of the site; unique.
         energy: the energy, made of latent variables; `ebm.ShiftedEnergy` for `NoiseContrastive`.
         data: `(n, *energy.event_shape)`.
         objective: a mean over data, of `ebm.objectives`.
-        temperature: > 0, in the units of the objective.
+        temperature: > 0, one number, in the units of the objective.
         key: one JAX key; the same for every evaluation and every chain. Needed where the objective draws something.
         condition: for a conditional energy, `(n, *condition_shape)`.
         num_draws: draws of the objective's randomness per datum, averaged.
 
     Raises:
         TypeError: `objective` has no value whose minimum is the estimate (contrastive divergence, minimax games).
+        NotImplementedError: `HutchinsonScoreMatching` with a sketch, whose derivative is not that of its value.
         KeyArgumentError: the objective draws noise or probes, and `key` is missing.
         EnergyShapeError: `data` or `condition` does not fit the energy.
         InvalidDataError: data are not finite, or lie where the noise has no density.
-        ValueError: `temperature` or `num_draws` is out of range.
+        ValueError: `temperature` or `num_draws` is out of range; `temperature` depends on a latent variable; a plate
+            other than that of the data would count every datum several times.
 
     Example:
         >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist, ebm_ppl as ebm
@@ -92,7 +98,8 @@ def objective_factor(
         Learning Research 13, 307-361. https://jmlr.org/papers/v13/gutmann12a.html
     """
     _check_objective(objective)
-    check_positive("temperature", temperature)
+    _check_temperature(temperature)
+    _check_plates(name)
     num_draws = check_count("num_draws", num_draws)
     batch = _batch(data, condition)
     if key is None and _is_random(objective, energy, batch):
@@ -123,6 +130,35 @@ def _check_objective(objective: Any) -> None:
             "minimax games have gradients, but no value: use ebm.ExchangeKernel, or an objective such as "
             "ebm.objectives.ExactScoreMatching()."
         )
+    parts = jax.tree.leaves(objective, is_leaf=lambda node: isinstance(node, HutchinsonScoreMatching))
+    if any(isinstance(part, HutchinsonScoreMatching) and part.sketch_size for part in parts):
+        raise NotImplementedError(
+            "`sketch_size` must be 0 in a posterior: the sketch is not differentiated, right for the mean over sketches "
+            "and wrong for the one that is drawn here, in the gradient and in the Hessian. Take more `num_probes`."
+        )
+
+
+def _check_temperature(temperature: Any) -> None:
+    check_positive("temperature", temperature)
+    if jnp.ndim(temperature) != 0:
+        raise ValueError(f"`temperature` must be one number; got shape {jnp.shape(temperature)}.")
+    names = varying_sites(temperature)
+    if names:
+        raise ValueError(
+            f"`temperature` must not depend on latent variables; it does on {', '.join(map(repr, names))}: "
+            "exp(-loss / temperature) has no normaliser, and the temperature would run away. "
+            "ebm.calibrate_temperature finds it."
+        )
+
+
+def _check_plates(name: str) -> None:
+    """Rows lie along the last axis: a plate further left repeats them."""
+    for plate in _PYRO_STACK:
+        if isinstance(plate, numpyro.plate) and plate.dim != -1 and plate.subsample_size > 1:
+            raise ValueError(
+                f"the plate {plate.name!r} at dim={plate.dim} would count every datum of the factor {name!r} "
+                f"{plate.subsample_size} times: data are rows, their plate is at dim=-1, and no other holds the factor."
+            )
 
 
 def _batch(data: Any, condition: Any) -> Batch:

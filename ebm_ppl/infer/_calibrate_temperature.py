@@ -79,7 +79,7 @@ def calibrate_temperature(
     Raises:
         ValueError: no factor, or factors of several temperatures; `sites` or `rule` unknown; no minimum was found, or
             some direction is not identified there.
-        NotImplementedError: the factor is scaled (`handlers.scale`, subsampling).
+        NotImplementedError: the factor is scaled (`handlers.scale`, subsampling), or inside `scan`.
 
     Example:
         >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist, ebm_ppl as ebm
@@ -160,6 +160,8 @@ def _factors(model: Callable[..., Any], args: tuple, kwargs: dict[str, Any], z: 
                 raise NotImplementedError(
                     f"the factor {name!r} is scaled (handlers.scale or subsampling): calibrate on all data, unscaled."
                 )
+            if jnp.ndim(factor.temperature):
+                raise NotImplementedError(f"the factor {name!r} is inside a loop: give it all data at once.")
             rows = -site["fn"].log_prob(site["value"])
             rows = jnp.sum(rows.reshape(-1, rows.shape[-1]), 0)  # a plate outside of that of the data repeats them
             result[name] = rows, jnp.asarray(factor.temperature, rows.dtype)

@@ -9,6 +9,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
+from numpyro.contrib.control_flow import scan
 from numpyro.infer import NUTS, Predictive, log_likelihood
 from numpyro.infer.util import log_density, potential_energy
 from scipy import linalg
@@ -265,9 +266,32 @@ def test_maximum_likelihood_is_the_ordinary_likelihood():
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
+def test_a_plate_that_would_repeat_the_data_is_refused():
+    def across(factor):
+        with numpyro.plate("n", 80, dim=-2):
+            factor()
+
+    with pytest.raises(ValueError, match=r"count every datum of the factor 'y' 80 times"):
+        density(NORMAL.data, ExactScoreMatching(), across)
+
+
+def test_a_latent_temperature_is_refused():
+    def model(y):
+        NORMAL.model(y, numpyro.sample("t", dist.LogNormal(0.0, 1.0)))
+
+    with pytest.raises(ValueError, match=r"must not depend on latent variables; it does on 't'"), standard_promotion():
+        NUTS(model).init(jax.random.key(0), 1, None, (NORMAL.data,), {})
+
+
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
     [
+        (
+            {"objective": HutchinsonScoreMatching(sketch_size=1), "key": jax.random.key(0)},
+            NotImplementedError,
+            "`sketch_size`",
+        ),
+        ({"temperature": jnp.ones(80)}, ValueError, "one number"),
         ({"objective": ContrastiveDivergence(ebm.MALA(0.1), 1), "key": jax.random.key(0)}, TypeError, "no value"),
         ({"objective": "score matching"}, TypeError, "`objective`"),
         ({"objective": HutchinsonScoreMatching()}, ebm.KeyArgumentError, "draws noise or probes"),
@@ -329,6 +353,20 @@ def test_subsampling_cannot_be_calibrated():
     model = functools.partial(factor_model, wrap=subsampled)
     with pytest.raises(NotImplementedError, match="scaled"):
         ebm.calibrate_temperature(model, key=jax.random.key(0), model_args=(NORMAL.data, ExactScoreMatching()))
+
+
+def test_factors_in_a_loop_cannot_be_calibrated():
+    def model(y):
+        w = numpyro.sample("w", dist.LogNormal(0.0, 1.0))
+
+        def step(carry, rows):
+            ebm.objective_factor("y", ebm.FunctionEnergy(half_square, (), w), rows, ExactScoreMatching())
+            return carry, None
+
+        scan(step, 0.0, y.reshape(4, 20))
+
+    with pytest.raises(NotImplementedError, match="inside a loop"):
+        ebm.calibrate_temperature(model, key=jax.random.key(0), model_args=(NORMAL.data,))
 
 
 def hierarchy(y):
