@@ -12,7 +12,7 @@ from numpyro.infer import init_to_sample
 from numpyro.util import soft_vmap
 
 from ebm_ppl._checks import check_count
-from ebm_ppl.distributions import energy_dependencies
+from ebm_ppl.distributions._check_model import find_missing
 from ebm_ppl.distributions._guard import is_unknown, ways_out
 from ebm_ppl.errors import MissingLogNormalizerError
 
@@ -38,7 +38,8 @@ def log_prior(
 
     Args:
         model: the NumPyro model.
-        posterior_samples: draws of all latent sites, the batch axes in front; deterministic sites are ignored.
+        posterior_samples: draws of all latent sites, the batch axes in front; those of `numpyro.param` sites too, which
+            else have their initial values; deterministic sites are ignored.
         *args: arguments of the model.
         parallel: evaluate all draws at once, instead of one after the other in little memory.
         batch_ndims: 1 for draws `(draw, ...)`, 2 for `(chain, draw, ...)`.
@@ -64,15 +65,16 @@ def log_prior(
         power-scaling. Statistics and Computing 34, 57. doi:10.1007/s11222-023-10366-5
     """
     batch_ndims = check_count("batch_ndims", batch_ndims, 0)
-    latent = _latent_sites(model, args, kwargs)
+    latent, params = _unknown_sites(model, args, kwargs)
     absent = [name for name in latent if name not in posterior_samples]
     if absent:
         raise ValueError(f"`posterior_samples` must hold draws of all latent sites; {absent} are missing.")
-    samples = {name: posterior_samples[name] for name in latent}
-    shapes = {name: np.shape(values)[:batch_ndims] for name, values in samples.items()}
+    samples = {name: posterior_samples[name] for name in [*latent, *params] if name in posterior_samples}
+    leaves = jax.tree_util.tree_leaves_with_path(samples)
+    shapes = {jax.tree_util.keystr(path): np.shape(values)[:batch_ndims] for path, values in leaves}
     if len(set(shapes.values())) != 1:
         raise ValueError(f"all draws must have the same leading {batch_ndims} axes; got {shapes}.")
-    _refuse_unknown(model, args, kwargs, latent)
+    _refuse_unknown(model, args, kwargs, latent, params=any(name in samples for name in params))
 
     def one(values: dict[str, Array]) -> dict[str, Array]:
         sites = trace(substitute(seed(model, 0), data=values)).get_trace(*args, **kwargs)
@@ -87,23 +89,27 @@ def _log_prob(site: dict[str, Any]) -> Array:
     return value if site["scale"] is None else site["scale"] * value
 
 
-def _latent_sites(model: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> list[str]:
-    names: list[str] = []
+def _unknown_sites(model: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> tuple[list[str], list[str]]:
+    """The latent and the `numpyro.param` sites."""
+    types: dict[str, str] = {}
 
     def look() -> None:
         seeded = substitute(seed(model, 0), substitute_fn=init_to_sample)
         sites = trace(seeded).get_trace(*args, **kwargs)
-        names.extend(name for name, site in sites.items() if is_unknown(site) and site["type"] == "sample")
+        types.update({name: site["type"] for name, site in sites.items() if is_unknown(site)})
 
     jax.eval_shape(look)
-    if not names:
+    latent, params = ([name for name, found in types.items() if found == kind] for kind in ("sample", "param"))
+    if not latent:
         raise ValueError("the model has no latent sites: there is no prior.")
-    return names
+    return latent, params
 
 
-def _refuse_unknown(model: Callable[..., Any], args: tuple, kwargs: dict[str, Any], latent: list[str]) -> None:
+def _refuse_unknown(
+    model: Callable[..., Any], args: tuple, kwargs: dict[str, Any], latent: list[str], *, params: bool
+) -> None:
     """The energies among the latent sites whose log Z is missing and varies; an observed one is no prior."""
-    for name, (energy, sites) in energy_dependencies(model, *args, **kwargs).items():
+    for name, (energy, sites) in find_missing(model, args, kwargs, params=params).items():
         if name in latent:
             raise MissingLogNormalizerError(
                 f"the log prior of the energy site {name!r} ({energy}) depends on its log Z, which varies with "

@@ -300,6 +300,19 @@ def test_log_prior_is_that_of_the_closed_form_and_refused_without_log_z(key):
         ebm.infer.log_prior(hierarchy, samples, False, y=jnp.zeros(3), batch_ndims=2)
 
 
+def test_log_prior_takes_params_from_the_draws_and_as_constants_where_there_are_none():
+    def model(log_normalizer=None):
+        mean = numpyro.param("mean", 1.0)
+        energy = ebm.FunctionEnergy(lambda mean, x: (x - mean) ** 2 / 2, (), mean)
+        numpyro.sample("x", ebm.EnergyDistribution(energy, log_normalizer=log_normalizer))
+
+    x, means = {"x": jnp.zeros(2)}, {"mean": jnp.array([0.0, 3.0])}
+    np.testing.assert_allclose(ebm.infer.log_prior(model, x)["x"], -0.5)  # a constant: no log Z is needed
+    with pytest.raises(ebm.MissingLogNormalizerError, match="varies with 'mean'"):
+        ebm.infer.log_prior(model, x | means)
+    np.testing.assert_allclose(ebm.infer.log_prior(model, x | means, 0.0)["x"], [0.0, -4.5])
+
+
 @pytest.mark.parametrize(
     ("samples", "message"),
     [
