@@ -269,6 +269,8 @@ def test_masked_and_batched_events_count_as_they_should():
     mcmc = run(ebm.ExchangeKernel(masked), missing, num_warmup=150, num_samples=1000)
     rate = 1 + 5 * 1.25 / 2
     assert_posterior(mcmc.get_samples(group_by_chain=True)["w"], 4.5 / rate, 4.5 / rate**2)
+    inner = ebm.ExchangeKernel(masked, inner_kernel=ebm.MALA(0.5), num_inner_steps=20)
+    mcmc = run(inner, missing, num_warmup=50, num_samples=200)
     assert np.isfinite(mcmc.get_extra_fields()["auxiliary_memory"][-1])
 
 
