@@ -23,6 +23,7 @@ from ebm_ppl.sampling import Draws, Tempering
 from ebm_ppl.sampling._problems import find_problems
 
 MIN_ACCEPTANCE = 0.01  # a chain that accepts less on its way to a draw stands still
+MIN_TRANSITIONS = 20  # of that way; fewer say nothing, for single proposals are often refused
 STANDING_STILL = {"NONFINITE_DRAW", "STUCK_CHAIN", "ZERO_ACCEPTANCE"}  # then that draws are alike is nothing new
 MAX_CORRELATION = 0.25  # between draws that follow each other; 1/4 leaves six of ten effective
 
@@ -78,7 +79,7 @@ class AbstractSampler(eqx.Module):
             return jnp.zeros((*sample_shape, *energy.event_shape))
         per_chain = -(-count // num_chains)
         record = self.run(target, check_key(key), num_chains, per_chain, condition)
-        failed = _failed(record, self.kernel)
+        failed = _failed(record, self.kernel, self.transitions_per_draw)
         # Draw by draw: those that follow each other come from different chains.
         positions, failed = (jnp.swapaxes(rows, 0, 1) for rows in (record.positions, failed))
         draws = jax.vmap(target.constrain)(positions.reshape(-1, positions.shape[-1])[:count])
@@ -125,7 +126,7 @@ class AbstractSampler(eqx.Module):
         thinning = self.transitions_per_draw
         problems = find_problems(raw, stats, self.kernel, num_warmup=self.num_warmup, thinning=thinning)
         if not {problem.code for problem in problems} & STANDING_STILL:
-            problems += _stalled(np.asarray(_failed(record, self.kernel)))
+            problems += _stalled(np.asarray(_failed(record, self.kernel, self.transitions_per_draw)))
             problems += _correlation(raw, stats["lp"])
         tempering = self._tempering(record, target)
         if tempering is not None:
@@ -178,12 +179,21 @@ def _on_support(target: UnconstrainedEnergy, positions: Array, condition: Any) -
     return jax.vmap(jax.vmap(one))(positions)
 
 
-def _failed(record: Record, kernel: AbstractKernel) -> Bool[Array, "chain draw"]:
+def _failed(record: Record, kernel: AbstractKernel, thinning: int) -> Bool[Array, "chain draw"]:
     """Chains that are no longer on their way: not finite, standing still, or stopped."""
     failed = ~jnp.isfinite(record.stats["lp"]) | ~jnp.all(jnp.isfinite(record.positions), axis=-1)
     if "acceptance_rate" in record.stats:
-        failed |= ~(record.stats["acceptance_rate"] >= MIN_ACCEPTANCE)
+        failed |= ~(_recent(record.stats["acceptance_rate"], -(-MIN_TRANSITIONS // thinning)) >= MIN_ACCEPTANCE)
     return failed if kernel.adjusted else failed | record.stats["diverging"]
+
+
+def _recent(rates: Float[Array, "chain draw"], width: int) -> Float[Array, "chain draw"]:
+    """Mean over a draw and the `width - 1` before it, or at the start of the run the first `width`; 1 if fewer are."""
+    number = rates.shape[1]
+    if number < width:
+        return jnp.where(jnp.isnan(rates), rates, jnp.ones_like(rates))
+    first = np.maximum(np.arange(number) - width + 1, 0)
+    return jnp.mean(rates[:, first[:, None] + np.arange(width)], axis=-1)
 
 
 def _stalled(failed: Bool[np.ndarray, "chain draw"]) -> list[Problem]:

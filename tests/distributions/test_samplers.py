@@ -186,6 +186,19 @@ def test_draws_of_failed_chains_are_nan_and_named(key):
     assert np.isfinite(SHORT(ebm.FunctionEnergy(walled, (2,)), key, (200,))).all()  # starts are sought inside
 
 
+def test_a_proposal_that_is_refused_is_no_failure(key):
+    """A transition or two between draws: to drop those that accept little would drop the tails, or half of all."""
+    energy, support, moments, truth = CASES["gamma"]
+    for num_chains in (None, 500):
+        sampler = ChainSampler(ebm.RandomWalk(), num_warmup=200, num_steps=1, num_chains=num_chains)
+        draws = sampler(energy, key, (4000,), support=support)
+        assert np.isfinite(draws).all()
+        if num_chains is None:
+            assert_iid_mean_close(moments(draws), truth)
+    frozen = ChainSampler(ebm.MALA(1e4), num_warmup=0, num_steps=1, num_chains=5, precondition="none")
+    assert np.isnan(frozen(ebm.FunctionEnergy(lambda x: jnp.sum(x**2) / 2, (2,)), key, (150,))).all()
+
+
 def test_barker_climbs_out_of_steep_tails(key):
     """A Gumbel law far from where chains start: exp(8) nats there, and a gradient of as much."""
     energy = ebm.FunctionEnergy(lambda x: x - 6 + jnp.exp(6 - x), ())
