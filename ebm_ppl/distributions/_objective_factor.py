@@ -54,8 +54,9 @@ def objective_factor(
 
     Like `energy_factor` it is not taken for data: it does not appear in `Predictive` (the prior predictive does not
     see it), in `log_likelihood` or in ArviZ's `observed_data`. There is no log likelihood: models cannot be compared
-    by `az.loo`. Rows are data: inside `numpyro.plate("n", len(data))` or outside of any plate. `temperature` is a
-    number that you set: as a latent variable it would have a density without a normaliser, and run away.
+    by `az.loo`. Rows are data: inside `numpyro.plate("n", len(data))` or, where no other site is enumerated, outside
+    of any plate. `temperature` is a number that you set: as a latent variable it would have a density without a
+    normaliser, and run away.
 
     Args:
         name: name of the site; unique.
@@ -130,8 +131,7 @@ def _check_objective(objective: Any) -> None:
             "minimax games have gradients, but no value: use ebm.ExchangeKernel, or an objective such as "
             "ebm.objectives.ExactScoreMatching()."
         )
-    parts = jax.tree.leaves(objective, is_leaf=lambda node: isinstance(node, HutchinsonScoreMatching))
-    if any(isinstance(part, HutchinsonScoreMatching) and part.sketch_size for part in parts):
+    if isinstance(objective, HutchinsonScoreMatching) and objective.sketch_size:
         raise NotImplementedError(
             "`sketch_size` must be 0 in a posterior: the sketch is not differentiated, right for the mean over "
             "sketches and wrong for the one drawn here, in the gradient and in the Hessian. Take more `num_probes`."

@@ -26,6 +26,7 @@ type Rule = Literal["magnitude", "information"]
 
 MAX_PARAMETERS = 2000
 MIN_DATA_PER_PARAMETER = 10
+MIN_EIGENVALUE = 32  # of the scaled Hessian, in units of rounding: below, its inverse is off by some percent and more
 MAX_DISTANCE = 0.1  # standard errors that the minimiser may be away from the minimum
 
 
@@ -190,7 +191,7 @@ def _checked_hessian(minimum: Minimum) -> np.ndarray:
     if not np.all(np.isfinite(hessian)) or not np.all(np.isfinite(minimum.covariance)):
         raise ValueError("the losses or their derivatives are not finite where the search for the minimum ended.")
     diagonal = np.diagonal(hessian)
-    floor = len(hessian) * np.finfo(minimum.hessian.dtype).eps
+    floor = max(MIN_EIGENVALUE, len(hessian)) * np.finfo(minimum.hessian.dtype).eps
     definite = bool(np.all(diagonal > 0))
     if definite:
         scale = 1 / np.sqrt(diagonal)
@@ -199,7 +200,8 @@ def _checked_hessian(minimum: Minimum) -> np.ndarray:
         raise ValueError(
             "the Hessian of the mean loss is not positive definite where the search for the minimum ended: some "
             "direction of the parameters is not identified by the objective, or there is no minimum (the parameters "
-            "run away). Centred parametrisations, fewer parameters or another `init_strategy` help."
+            "run away), or float32 cannot tell. Centred parametrisations, fewer parameters, another `init_strategy` or "
+            "float64 help."
         )
     return hessian
 
