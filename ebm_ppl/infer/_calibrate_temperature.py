@@ -16,7 +16,7 @@ from numpyro.infer.util import _transforms_from_trace, constrain_fn, initialize_
 from ebm_ppl._checks import check_key
 from ebm_ppl._types import PRNGKey
 from ebm_ppl.distributions._factor import ObjectiveFactor
-from ebm_ppl.distributions._guard import base_distribution
+from ebm_ppl.distributions._guard import base_distribution, is_unknown
 from ebm_ppl.distributions._provenance import dependencies
 from ebm_ppl.errors import Problem, warn_problems
 from ebm_ppl.infer._minimum import Minimum, find_minimum
@@ -80,7 +80,8 @@ def calibrate_temperature(
     Raises:
         ValueError: no factor, or factors of several temperatures; `sites` or `rule` unknown; no minimum was found, or
             some direction is not identified there.
-        NotImplementedError: the factor is scaled (`handlers.scale`, subsampling), or inside `scan`.
+        NotImplementedError: the factor is scaled (`handlers.scale`, subsampling), or inside `scan`; a latent site is
+            discrete.
 
     Example:
         >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist, ebm_ppl as ebm
@@ -111,6 +112,9 @@ def calibrate_temperature(
         check_key(key), model, init_strategy=init_strategy, model_args=model_args, model_kwargs=kwargs
     )
     z = info.param_info.z
+    for name, site in info.model_trace.items():
+        if site["type"] == "sample" and is_unknown(site) and site["fn"].has_enumerate_support:
+            raise NotImplementedError(f"the latent site {name!r} is discrete: a model without it can be calibrated.")
     names = _check_factors(model, model_args, kwargs, z)
     if not names:
         raise ValueError("no `objective_factor` of the model depends on its latent variables: nothing to calibrate.")

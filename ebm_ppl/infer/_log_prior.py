@@ -34,7 +34,8 @@ def log_prior(
         tree["log_prior"] = ebm.to_datatree(log_prior(...), group="log_prior")["log_prior"]
 
     An energy with fixed parameters needs no log Z here: a constant cancels in the weights. One whose parameters are
-    latent, and whose log Z is missing, is refused: its log prior is not known, not even up to a constant.
+    latent, and whose log Z is missing, is refused: its log prior is not known, not even up to a constant. Factors
+    (`numpyro.factor`, `energy_factor`) are not sites of their own: what they say of the prior is left out.
 
     Args:
         model: the NumPyro model.

@@ -377,6 +377,18 @@ def test_factors_in_a_loop_cannot_be_calibrated():
         ebm.calibrate_temperature(model, key=jax.random.key(0), model_args=(NORMAL.data,))
 
 
+def test_discrete_latent_sites_cannot_be_calibrated():
+    def model(y):
+        w = numpyro.sample("w", dist.LogNormal(0.0, 1.0))
+        with numpyro.plate("n", 80):
+            side = numpyro.sample("side", dist.Bernoulli(0.5), infer={"enumerate": "parallel"})
+            numpyro.sample("z", dist.Normal(1.0 * side, w), obs=y)
+            ebm.objective_factor("y", ebm.FunctionEnergy(half_square, (), w), y, ExactScoreMatching())
+
+    with pytest.raises(NotImplementedError, match="'side' is discrete"), standard_promotion():
+        ebm.calibrate_temperature(model, key=jax.random.key(0), model_args=(NORMAL.data,))
+
+
 def hierarchy(y):
     """The losses depend on `w` alone; `tau` is the prior's business."""
     tau = numpyro.sample("tau", dist.HalfNormal(1.0))
