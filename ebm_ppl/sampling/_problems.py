@@ -89,6 +89,11 @@ def _frozen(chain: int, stats: dict[str, np.ndarray], steps: int) -> Problem:
         advice = f"0 of {steps} proposals accepted; step_size {step_size:.3g} is too large: lower it, "
         return Problem("ZERO_ACCEPTANCE", advice + "or use num_warmup > 0.", chain, 0.0)
     advice = "the chain never moved, so its effective sample size is 0; "
+    if not np.isfinite(step_size):
+        advice += (
+            "warm-up found no step size too large: is the energy flat, or falling without end? See ebm.check_energy."
+        )
+        return Problem("STUCK_CHAIN", advice, chain, 1.0)
     return Problem("STUCK_CHAIN", advice + f"lower step_size (now {step_size:.3g}) or draw more.", chain, 1.0)
 
 

@@ -132,9 +132,12 @@ def start_adaptation(
         def transition(step_size: Any) -> Any:
             return _algorithm(kernel, logdensity_fn, step_size, chain.preconditioner).step
 
-        first: Any = chain.step_size  # BlackJAX annotates it as a Python float
-        step_size = find_reasonable_step_size(key, transition, chain.inner, first, target)
-        chain = chain._replace(step_size=jnp.asarray(step_size, dtype))
+        # BlackJAX's search never ends from 0 or infinity, which stay what they are however often they are doubled or
+        # halved. An earlier window ends there where every proposal is accepted (a flat energy), or none.
+        searchable = (chain.step_size >= jnp.finfo(dtype).tiny) & jnp.isfinite(chain.step_size)
+        first: Any = jnp.where(searchable, chain.step_size, jnp.ones_like(chain.step_size))
+        step_size = jnp.asarray(find_reasonable_step_size(key, transition, chain.inner, first, target), dtype)
+        chain = chain._replace(step_size=jnp.where(searchable, step_size, chain.step_size))
     averaging_init, _, _ = dual_averaging_adaptation(0.5 if target is None else target)
     # Counters become floats: strict promotion refuses integer arrays in the float arithmetic.
     averaging = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), averaging_init(chain.step_size))

@@ -203,6 +203,15 @@ def test_an_improper_energy_is_flagged(energy, key):
     assert not draws.ok
 
 
+def test_warmup_ends_where_no_step_size_is_too_large(key):
+    """BlackJAX's search for a step size, begun at infinity, would go on for ever."""
+    flat = ebm.FunctionEnergy(lambda x: 0.0 * jnp.sum(x), (2,))
+    with pytest.warns(ebm.SamplingWarning) as warned:
+        draws = ebm.sample(flat, key=key, num_warmup=200, num_samples=20, num_chains=2, progress_bar=False)
+    assert "STUCK_CHAIN" in {problem.code for problem in draws.problems}
+    assert any("flat, or falling without end" in str(warning.message) for warning in warned)
+
+
 def test_strict_raises_and_loses_nothing():
     with pytest.raises(ebm.ChainFailedError, match="STUCK_CHAIN") as caught:
         short(kernel=ebm.MALA(1e6), num_warmup=0, num_samples=20, strict=True)
