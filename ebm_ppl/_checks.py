@@ -27,6 +27,13 @@ def check_key(key: object, name: str = "key") -> Array:
     raise KeyArgumentError(f"`{name}` must be a JAX key, got {got}; pass jax.random.key(0).")
 
 
+def what_came(value: object) -> str:
+    """`value` for a message that refuses its type: a class is called so, and how to make an instance is said."""
+    if isinstance(value, type):
+        return f"the class {value.__name__}: make an instance, {value.__name__}(...)"
+    return type(value).__name__
+
+
 def check_count(name: str, value: Any, minimum: int = 1) -> int:
     """`value` as an int >= `minimum`; bools and floats are refused."""
     try:

@@ -16,7 +16,7 @@ from numpyro.distributions import Distribution
 from numpyro.distributions.batch_util import promote_batch_shape
 from numpyro.distributions.constraints import Constraint
 
-from ebm_ppl._checks import check_key
+from ebm_ppl._checks import check_key, what_came
 from ebm_ppl.distributions._batching import lead, map_batch, pad_lead, total_shape
 from ebm_ppl.distributions._evaluation import evaluate_one, event_dtype, trace_energy
 from ebm_ppl.distributions._guard import refuse_varying_energy
@@ -25,7 +25,9 @@ from ebm_ppl.distributions._sampler import AbstractSampler
 from ebm_ppl.distributions._start_guard import check_at_start
 from ebm_ppl.distributions._support import has_arrays, is_real, move_inside, resolve_support, support_mask
 from ebm_ppl.energies import AbstractEnergy, AbstractReferenceEnergy
+from ebm_ppl.energies._sum import check_energy_type
 from ebm_ppl.errors import EnergyShapeError
+from ebm_ppl.kernels import AbstractKernel
 
 
 class EnergyDistribution(Distribution):
@@ -112,11 +114,8 @@ class EnergyDistribution(Distribution):
         constant_log_normalizer_in: Sequence[str] = (),
         validate_args: bool | None = None,
     ) -> None:
-        if not isinstance(energy, AbstractEnergy):
-            raise TypeError(
-                f"`energy` must be an ebm.AbstractEnergy; got {type(energy).__name__}: wrap a function with "
-                "ebm.FunctionEnergy(fn, event_shape)."
-            )
+        check_energy_type("energy", energy)
+        _check_sampler_type(sampler)
         support = resolve_support(support, energy.event_shape)
         # A constraint whose bounds are arrays is data: they may be traced. All others are part of the program.
         self._array_support, self._static_support = (support, None) if has_arrays(support) else (None, support)
@@ -340,6 +339,16 @@ def _refuse_if_varying(energy_name: str, ingredients: Any, constant_in: tuple[st
 
 def _to_jax(leaf: Any) -> Any:
     return jnp.asarray(leaf) if isinstance(leaf, np.ndarray | np.generic) else leaf
+
+
+def _check_sampler_type(sampler: Any) -> None:
+    if sampler is None or (callable(sampler) and not isinstance(sampler, (type, AbstractKernel))):
+        return
+    cure = ": pass ebm.distributions.ChainSampler(kernel)" if isinstance(sampler, AbstractKernel) else ""
+    raise TypeError(
+        "`sampler` must be ebm.distributions.ChainSampler(), TemperedSampler(), or a function (energy, key, "
+        f"sample_shape) -> draws; got {what_came(sampler)}{cure}."
+    )
 
 
 def _check_batch_shape(batch_shape: Sequence[int], arrays: Any) -> tuple[int, ...]:

@@ -10,12 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from ebm_ppl._checks import check_condition, check_count, check_key
+from ebm_ppl._checks import check_condition, check_count, check_key, what_came
 from ebm_ppl._types import PRNGKey
 from ebm_ppl.distributions._support import resolve_support
 from ebm_ppl.distributions._unconstrained import UnconstrainedEnergy, unconstrained
 from ebm_ppl.energies import AbstractEnergy
 from ebm_ppl.energies._event import evaluate
+from ebm_ppl.energies._sum import check_energy_type
 from ebm_ppl.errors import Problem, warn_problems
 from ebm_ppl.kernels import AbstractKernel
 from ebm_ppl.kernels._base import with_step_size
@@ -116,6 +117,7 @@ class AbstractSampler(eqx.Module):
         """
         started = time.perf_counter()
         num_chains, num_draws = check_count("num_chains", num_chains), check_count("num_draws", num_draws, 20)
+        check_energy_type("energy", energy)
         support = resolve_support(support, energy.event_shape)
         target = unconstrained(energy, support)
         condition = check_condition(condition, energy.condition_shape)
@@ -160,9 +162,7 @@ class AbstractSampler(eqx.Module):
 def check_sampler(sampler: AbstractSampler) -> None:
     """The fields that all samplers have."""
     if not isinstance(sampler.kernel, AbstractKernel):
-        raise TypeError(
-            f"`kernel` must be an ebm.AbstractKernel such as ebm.MALA(); got {type(sampler.kernel).__name__}."
-        )
+        raise TypeError(f"`kernel` must be an ebm.AbstractKernel such as ebm.MALA(); got {what_came(sampler.kernel)}.")
     check_count("num_warmup", sampler.num_warmup, 0)
     if sampler.num_chains is not None:
         check_count("num_chains", sampler.num_chains)

@@ -3,6 +3,7 @@
 import equinox as eqx
 from jaxtyping import Array, Float
 
+from ebm_ppl._checks import what_came
 from ebm_ppl._types import Scalar
 from ebm_ppl.energies._base import AbstractEnergy
 from ebm_ppl.energies._event import check_event, evaluate
@@ -68,5 +69,10 @@ class SumEnergy(AbstractEnergy):
 
 def check_energy_type(name: str, energy: object) -> None:
     """Refuse what is not an energy, naming the cure."""
-    if not isinstance(energy, AbstractEnergy):
-        raise TypeError(f"`{name}` must be an energy; got {type(energy).__name__}: wrap functions in FunctionEnergy.")
+    if isinstance(energy, AbstractEnergy):
+        return
+    message = f"`{name}` must be an ebm.AbstractEnergy; got {what_came(energy)}"
+    if isinstance(getattr(energy, "energy", None), AbstractEnergy):
+        raise TypeError(f"{message}: pass its `.energy`.")
+    cure = "" if isinstance(energy, type) else ": wrap a function or a network with ebm.FunctionEnergy(fn, event_shape)"
+    raise TypeError(f"{message}{cure}.")

@@ -6,6 +6,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float
 
 from ebm_ppl._checks import check_condition, check_key
@@ -33,6 +34,12 @@ class Rows(NamedTuple):
 def check_rows(energy: Any, key: Any, condition: Any) -> Rows:
     """`condition` alone or with one leading axis; the draws for a condition depend on its place, not on the others."""
     check_energy_type("energy", energy)
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((energy, condition))):
+        raise TypeError(
+            "`energy` must hold numbers; its parameters are traced (latent variables of a NumPyro model, jit, grad): "
+            "these estimators run outside of compiled programs. Where log Z varies with latent variables, give it as a "
+            "JAX function of them, or take ebm.objectives.MaximumLikelihood in objective_factor, or ebm.ExchangeKernel."
+        )
     key = check_key(key)
     shape = energy.condition_shape
     extra = shape is not None and np.ndim(condition) == len(shape) + 1

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array
 
-from ebm_ppl._checks import check_condition, check_count, check_key
+from ebm_ppl._checks import check_condition, check_count, check_key, what_came
 from ebm_ppl.energies import AbstractEnergy
+from ebm_ppl.energies._sum import check_energy_type
 from ebm_ppl.errors import ChainFailedError, warn_problems
 from ebm_ppl.kernels import MALA, AbstractKernel
 from ebm_ppl.kernels._base import with_step_size
@@ -200,11 +201,7 @@ def _starts(
 
 
 def _check_settings(energy: object, kernel: object, precondition: object) -> None:
-    if not isinstance(energy, AbstractEnergy):
-        raise TypeError(
-            f"`energy` must be an ebm.AbstractEnergy; got {type(energy).__name__}: wrap a function with "
-            "ebm.FunctionEnergy(fn, event_shape)."
-        )
+    check_energy_type("energy", energy)
     if not isinstance(kernel, AbstractKernel):
-        raise TypeError(f"`kernel` must be an ebm.AbstractKernel such as ebm.MALA(); got {type(kernel).__name__}.")
+        raise TypeError(f"`kernel` must be an ebm.AbstractKernel such as ebm.MALA(); got {what_came(kernel)}.")
     check_precondition(precondition, kernel)

@@ -240,6 +240,7 @@ def test_a_ladder_without_round_trips_is_named(key):
     ("make", "error", "message"),
     [
         (lambda: ChainSampler("nuts"), TypeError, "`kernel` must be an ebm.AbstractKernel"),
+        (lambda: ChainSampler(ebm.MALA), TypeError, r"got the class MALA: make an instance, MALA\(...\)"),
         (lambda: ChainSampler(num_steps=0), ValueError, "`num_steps`"),
         (lambda: ChainSampler(num_warmup=-1), ValueError, "`num_warmup`"),
         (lambda: ChainSampler(num_chains=0), ValueError, "`num_chains`"),
