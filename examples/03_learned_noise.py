@@ -212,14 +212,14 @@ def student() -> Callable[[Array], dist.Distribution]:
 
 
 def two_kinds() -> Callable[[Array], dist.Distribution]:
-    """The waits after short eruptions are `gap` scales shorter; how many depends on the wait before."""
+    """Waits after short eruptions are `gap` scales shorter; the longer the wait before, the more of them (`rise`)."""
     gap = numpyro.sample("gap", dist.Gamma(4.0, 1.0))
     ratio = numpyro.sample("ratio", dist.LogNormal(0.0, 0.5))  # of the standard deviations
-    odds = numpyro.sample("odds", dist.Normal(0.0, 3.0).expand([2]).to_event(1))
+    odds, rise = numpyro.sample("odds", dist.Normal(0.0, 3.0)), numpyro.sample("rise", dist.HalfNormal(3.0))
     means, scales = jnp.array([0.0, -1.0]) * gap, jnp.array([1.0, 0.0]) + jnp.array([0.0, 1.0]) * ratio
 
     def distribution(before: Array) -> dist.Distribution:
-        logits = odds[0] + odds[1] * standardize(before)
+        logits = odds + rise * standardize(before)
         kinds = dist.Categorical(logits=jnp.stack([jnp.zeros_like(logits), logits], axis=-1))
         return dist.MixtureSameFamily(kinds, dist.Normal(means, scales))
 
@@ -245,7 +245,6 @@ def autoregression(noise: Noise, before: Array, wait: Array | None = None, earli
 
 def infer(noise: Noise, second: Week, earlier: Week | None, settings: Settings, key: Array) -> MCMC:
     """Posterior of level, slope, scale and what the noise brings, by NUTS."""
-    # From a random start a chain of `two_kinds` may stay where gap is 0.4: some 40 nats lower, a mode of no weight.
     kernel = ebm.BlackJAXKernel(autoregression, kernel=ebm.NUTS(), init_strategy=init_to_median)
     mcmc = MCMC(
         kernel, num_warmup=settings.num_warmup,
