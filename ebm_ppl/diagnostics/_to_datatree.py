@@ -121,7 +121,9 @@ def _host(values: Any) -> np.ndarray:
     if array.dtype.kind == "V":  # bfloat16 and the float8 family, which no file format knows; float32 holds them all
         array = array.astype(np.float32)
     if array.dtype.kind not in "fiub":
-        raise ValueError(f"draws must be real numbers; got dtype {array.dtype}.")
+        cure = ": pass az.from_numpyro(mcmc)" if hasattr(values, "get_samples") else ""
+        came = type(values).__name__ if array.dtype == object else f"dtype {array.dtype}"
+        raise ValueError(f"draws must be real numbers; got {came}{cure}.")
     return array
 
 

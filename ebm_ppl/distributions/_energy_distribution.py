@@ -266,7 +266,13 @@ class EnergyDistribution(Distribution):
     def _resolve_log_normalizer(self, given: Any) -> Array | None:
         if given is None:
             return self._reference_log_normalizer()
-        array = jnp.asarray(getattr(given, "value", given), jnp.result_type(float))
+        try:
+            array = jnp.asarray(getattr(given, "value", given), jnp.result_type(float))
+        except (TypeError, ValueError):
+            raise TypeError(
+                "`log_normalizer` must be log Z in nats: a number, an array, or what ebm.log_normalizer returns; got "
+                f"{what_came(given)}."
+            ) from None
         if jnp.broadcast_shapes(array.shape, self.batch_shape) != self.batch_shape:
             raise EnergyShapeError(
                 f"`log_normalizer` must broadcast to the batch shape {self.batch_shape}; got shape {array.shape}: "
@@ -352,6 +358,8 @@ def _check_sampler_type(sampler: Any) -> None:
 
 
 def _check_batch_shape(batch_shape: Sequence[int], arrays: Any) -> tuple[int, ...]:
+    if isinstance(batch_shape, int):
+        raise TypeError(f"`batch_shape` must be a tuple of ints; got {batch_shape}: write ({batch_shape},).")
     batch_shape = tuple(int(size) for size in batch_shape)
     for path, leaf in jax.tree_util.tree_leaves_with_path(arrays):
         front = leaf.shape[: len(batch_shape)]
