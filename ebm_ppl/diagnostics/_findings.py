@@ -102,7 +102,7 @@ def auxiliary_chains(evidence: Evidence) -> list[Problem]:
     if share > MAX_AUXILIARY_REJECTED:
         advice = (
             f"{share:.1%} of the proposals were rejected because their inner chains accepted next to nothing: the "
-            "posterior is cut off where that happens. Use more inner steps, or another step_size of the inner kernel."
+            "posterior is cut off where that happens. Use `ebm.Barker()` as the inner kernel, or a smaller step_size."
         )
         problems.append(Problem("AUXILIARY_REJECTED", advice, None, share))
     last = memory[:, -1]

@@ -62,7 +62,6 @@ class ExchangePotential:
         inner_kernel: what moves the auxiliary data; None: they are drawn exactly by the distribution's sampler.
         num_inner_steps: inner transitions.
         num_bridges: intermediate energies on the way back from the proposed parameters to the old ones.
-        tune_inner: whether every inner chain tunes its step size in its first half.
     """
 
     potential_fn: Callable[[Any], Array]
@@ -70,7 +69,6 @@ class ExchangePotential:
     inner_kernel: AbstractKernel | None
     num_inner_steps: int
     num_bridges: int
-    tune_inner: bool
 
     def __call__(self, z: Any) -> Array:
         """The potential without any log Z."""
@@ -129,30 +127,23 @@ class ExchangePotential:
     def _chain(self, density: Any, key: Array, x: Array, step_size: Array, num_steps: int) -> tuple[Array, Array]:
         """Where `num_steps` inner transitions from x lead, and their mean acceptance rate (NaN where undefined).
 
-        A step size that suits one theta stalls at another. With `tune_inner` the first half of the transitions tunes
-        it for the theta at hand; the second half keeps it, and gives the acceptance rate.
+        The step size is one for all: tuned chain by chain, it would depend on where a chain starts, which is at the
+        data, and those that start far out would forget least.
         """
         if self.inner_kernel is None:
             raise ValueError("bridges need an `inner_kernel`.")
-        kernel, target = self.inner_kernel, self.inner_kernel.target_acceptance_rate
-        num_tuned = num_steps // 2 if self.tune_inner and target is not None else 0
-        algorithm = with_step_size(kernel, step_size.astype(x.dtype)).build(density)
+        kernel = with_step_size(self.inner_kernel, step_size.astype(x.dtype))
+        algorithm = kernel.build(density)
 
-        def step(i: Array, carry: tuple[Any, Array, Array]) -> tuple[Any, Array, Array]:
-            state, log_step, total = carry
-            transition = with_step_size(kernel, jnp.exp(log_step)).build(density).step
-            state, info = transition(jax.random.fold_in(key, i), state)
-            rate = kernel.stats(state, info).get("acceptance_rate", jnp.full_like(total, jnp.nan)).astype(x.dtype)
-            if num_tuned:
-                gain = jax.lax.rsqrt((i + 1).astype(x.dtype))
-                change = jnp.where(jnp.isfinite(rate), gain * (rate - jnp.asarray(target, x.dtype)), 0)
-                log_step += jnp.where(i < num_tuned, change, 0)
-            return state, log_step, total + jnp.where(i < num_tuned, 0, rate)
+        def step(i: Array, carry: tuple[Any, Array]) -> tuple[Any, Array]:
+            state, total = carry
+            state, info = algorithm.step(jax.random.fold_in(key, i), state)
+            rate = kernel.stats(state, info).get("acceptance_rate", jnp.full_like(total, jnp.nan))
+            return state, total + rate.astype(x.dtype)
 
         start: Any = algorithm.init(x, jax.random.fold_in(key, num_steps))
-        carry = (start, jnp.log(step_size).astype(x.dtype), jnp.zeros((), x.dtype))
-        state, _, total = jax.lax.fori_loop(0, num_steps, step, carry)
-        return state.position, total / (num_steps - num_tuned)
+        state, total = jax.lax.fori_loop(0, num_steps, step, (start, jnp.zeros((), x.dtype)))
+        return state.position, total / num_steps
 
 
 class _Bridge:

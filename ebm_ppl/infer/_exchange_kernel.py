@@ -54,13 +54,13 @@ class ExchangeKernel(BlackJAXKernel):
     Args:
         model: a NumPyro model with observed `EnergyDistribution`s (in plates, with batches and conditions, inside
             `expand`, `to_event`, `mask`) that have no `log_normalizer`.
-        inner_kernel: moves the auxiliary data; None: they are drawn by the distribution's own sampler.
+        inner_kernel: moves the auxiliary data; None: they are drawn by the distribution's own sampler. One step size
+            must do for all theta: `ebm.Barker()` forgives that, `ebm.MALA()` stalls where theta makes the energy stiff.
         num_inner_steps: transitions of the inner chains for each proposal.
         num_bridges: intermediate energies between theta' and theta, on which x is moved once each: more of them
             raise acceptance where x is large, at the cost of as many inner transitions. 0 is the plain algorithm.
         min_inner_acceptance: see above; in [0, 1).
-        tune_inner: whether the step size of `inner_kernel` is tuned to its target acceptance rate: in warm-up, and by
-            every inner chain in its first half, since what suits one theta stalls at another.
+        tune_inner: whether warm-up tunes the step size of `inner_kernel` to its target acceptance rate.
         init_strategy: where to start, as in `numpyro.infer.NUTS`.
         precondition: what warm-up learns of the posterior's shape: `"dense"`, `"diagonal"` or `"none"`.
 
@@ -80,7 +80,7 @@ class ExchangeKernel(BlackJAXKernel):
         ...     energy = ebm.EnergyDistribution(ebm.FunctionEnergy(half_square, (), precision))    # log Z is missing
         ...     with numpyro.plate("n", len(y)):
         ...         numpyro.sample("y", energy, obs=y)
-        >>> kernel = ebm.ExchangeKernel(model, inner_kernel=ebm.MALA(0.5), num_inner_steps=40)
+        >>> kernel = ebm.ExchangeKernel(model, inner_kernel=ebm.Barker(0.5), num_inner_steps=40)
         >>> mcmc = numpyro.infer.MCMC(kernel, num_warmup=300, num_samples=1500, progress_bar=False)
         >>> mcmc.run(jax.random.key(0), jnp.sqrt(1.25) * jnp.array([1.0, -1.0] * 5))
         >>> bool(jnp.abs(mcmc.get_samples()["precision"].mean() - 0.966) < 0.12)              # Gamma(7, 7.25)
@@ -120,7 +120,6 @@ class ExchangeKernel(BlackJAXKernel):
             inner_target=None if inner_kernel is None or not tune_inner else inner_kernel.target_acceptance_rate,
             min_inner_acceptance=float(min_inner_acceptance),
         )
-        self._tune_inner = tune_inner
         self._site_names: tuple[str, ...] = ()
         super().__init__(model, kernel=walk, init_strategy=init_strategy, precondition=precondition)
 
@@ -202,9 +201,7 @@ class ExchangeKernel(BlackJAXKernel):
             trace = handlers.trace(bound).get_trace(*args, **kwargs)
             return {name: _site(trace[name]) for name in self._site_names}
 
-        return ExchangePotential(
-            potential_fn, sites, self._inner_kernel, self._num_inner_steps, self._num_bridges, self._tune_inner
-        )
+        return ExchangePotential(potential_fn, sites, self._inner_kernel, self._num_inner_steps, self._num_bridges)
 
     @property
     def _model_fn(self) -> Callable[..., Any]:

@@ -37,8 +37,8 @@ def draw_normal(energy, key, sample_shape):
 
 exactly = functools.partial(precision_model, sampler=draw_normal)
 ROUTES = {
-    "double Metropolis-Hastings": (precision_model, {"inner_kernel": ebm.MALA(0.5), "num_inner_steps": 40}),
-    "bridged": (precision_model, {"inner_kernel": ebm.MALA(0.5), "num_inner_steps": 40, "num_bridges": 3}),
+    "double Metropolis-Hastings": (precision_model, {"inner_kernel": ebm.Barker(0.5), "num_inner_steps": 40}),
+    "bridged": (precision_model, {"inner_kernel": ebm.Barker(0.5), "num_inner_steps": 40, "num_bridges": 3}),
     "exact draws": (exactly, {}),
 }
 SLOW = {"bridged"}
@@ -208,7 +208,7 @@ def test_as_a_block_beside_nuts():
         numpyro.sample("y", ebm.EnergyDistribution(energy, constant_log_normalizer_in="m").expand([10]), obs=y)
 
     data = Y + 0.5
-    exchange = ebm.ExchangeKernel(model, inner_kernel=ebm.MALA(0.5), num_inner_steps=40)
+    exchange = ebm.ExchangeKernel(model, inner_kernel=ebm.Barker(0.5), num_inner_steps=40)
     mcmc = run(Gibbs([(exchange, ["w"]), (NUTS(model), None)]), data, num_samples=1500, chain_method=jax.vmap)
     w, m = np.meshgrid(np.linspace(1e-3, 5, 600), np.linspace(-2, 3, 601), indexing="ij")
     squares = ((np.asarray(data)[:, None, None] - m) ** 2).sum(0)
@@ -272,6 +272,37 @@ def test_masked_and_batched_events_count_as_they_should():
     inner = ebm.ExchangeKernel(masked, inner_kernel=ebm.MALA(0.5), num_inner_steps=20)
     mcmc = run(inner, missing, num_warmup=50, num_samples=200)
     assert np.isfinite(mcmc.get_extra_fields()["auxiliary_memory"][-1])
+
+
+def quartic(p, x):
+    return p * x**2 / 2 + x**4 / 4
+
+
+@pytest.mark.slow
+def test_light_tails_where_tuning_every_inner_chain_by_itself_was_wrong():
+    """Chains that start far out then learnt the worst step sizes, and kept their x^2: a mean 8 MCSE too low."""
+    x, step = np.linspace(-6, 6, 2001, retstep=True)
+    p = np.linspace(-1, 5, 1201)
+    log_z = special.logsumexp(-quartic(p[:, None], x), axis=1) + np.log(step)
+    distribution = np.exp(-quartic(1.5, x)).cumsum()
+    y = np.interp((np.arange(150) + 0.5) / 150, distribution / distribution[-1], x)
+    log_posterior = -(p**2) / 18 - quartic(p[:, None], y).sum(1) - 150 * log_z
+    weight = np.exp(log_posterior - special.logsumexp(log_posterior))
+    mean = weight @ p
+
+    def model(y):
+        p = numpyro.sample("p", dist.Normal(0.0, 3.0))
+        with numpyro.plate("n", 150):
+            numpyro.sample("y", ebm.EnergyDistribution(ebm.FunctionEnergy(quartic, (), p)), obs=y)
+
+    def draws(**settings):
+        kernel = ebm.ExchangeKernel(model, inner_kernel=ebm.MALA(0.3), **settings)
+        mcmc = run(kernel, jnp.asarray(y, jnp.float32), num_samples=1500)
+        return mcmc.get_samples(group_by_chain=True)["p"]
+
+    assert_posterior(draws(num_inner_steps=30), mean, weight @ (p - mean) ** 2)
+    with pytest.raises(StatisticalError):
+        assert_posterior(draws(num_inner_steps=2), mean, weight @ (p - mean) ** 2)
 
 
 def test_masked_events_have_no_part_in_what_the_inner_chains_report():
