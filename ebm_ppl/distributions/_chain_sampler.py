@@ -27,8 +27,8 @@ class ChainSampler(AbstractSampler):
 
     The draws are independent, for every one has its own chain; and exact as far as a chain forgets its start in
     `num_warmup + num_steps` transitions: that is the approximation, and `draws` with `ebm.diagnose` looks at it. Chains
-    do not cross high barriers: for isolated modes take `TemperedSampler`. So too for a circular support with much mass
-    about the cut at +-pi, which to a chain is two modes. Ordered supports want a look at `draws`: starts are far out.
+    do not cross high barriers: for isolated modes take `TemperedSampler`. Ordered supports of three and more
+    coordinates want a look at `draws`: starts are far out.
 
     Cost: `num_warmup + num_steps` transitions for every draw. `EnergyDistribution(...).sample(key, (n,))` and
     `Predictive(..., parallel=True)` run all chains at once, `Predictive` by itself runs one after the other.

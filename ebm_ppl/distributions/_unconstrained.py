@@ -8,17 +8,21 @@ import jax
 import jax.numpy as jnp
 import numpyro  # noqa: F401  (before any of its submodules)
 from jaxtyping import Array, Float
-from numpyro.distributions import biject_to
+from numpyro.distributions import biject_to, constraints
 from numpyro.distributions.constraints import Constraint
 
 from ebm_ppl._types import Scalar
-from ebm_ppl.distributions._support import is_real
+from ebm_ppl.distributions._support import base_support, is_real
 from ebm_ppl.energies import AbstractEnergy
 from ebm_ppl.errors import EnergyShapeError
 
 
 class UnconstrainedEnergy(AbstractEnergy):
-    r"""u -> E(T(u); y) - log |det dT(u)/du|, u a vector of all reals and T NumPyro's bijection onto the support."""
+    r"""u -> E(T(u); y) - log |det dT(u)/du|, u a vector of all reals and T NumPyro's bijection onto the support.
+
+    NumPyro's bijection onto the circle cuts it at \(\pm\pi\), and no chain crosses the cut. Here u is a point of the
+    plane and T its angle: u -> E(T(u); y) + |u|^2 / 2, where angle and radius are independent; log Z is the same.
+    """
 
     energy: AbstractEnergy
     support: Constraint
@@ -38,6 +42,9 @@ class UnconstrainedEnergy(AbstractEnergy):
         return x.reshape(self.shape) if is_real(self.support) else self._transform(x)[0]
 
     def _transform(self, x: Array) -> tuple[Array, Array]:
+        if _is_circular(self.support):
+            u = x.reshape(self.shape)
+            return jnp.arctan2(u[1], u[0]), -jnp.sum(u**2) / 2
         # NumPyro's transforms mix Python numbers and arrays, and broadcast freely.
         with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
             transform = biject_to(self.support)
@@ -65,6 +72,8 @@ def unconstrained(energy: AbstractEnergy, support: Constraint) -> UnconstrainedE
             f"chains need a bijection from all reals, and NumPyro has none onto {support!r}: give `sampler=`, a "
             "function (energy, key, sample_shape) -> draws."
         ) from error
+    if _is_circular(support):
+        shape = (2, *shape)
     return UnconstrainedEnergy(
         energy=energy,
         support=support,
@@ -72,3 +81,7 @@ def unconstrained(energy: AbstractEnergy, support: Constraint) -> UnconstrainedE
         event_shape=(math.prod(shape),),
         condition_shape=energy.condition_shape,
     )
+
+
+def _is_circular(support: Constraint) -> bool:
+    return base_support(support) is constraints.circular
