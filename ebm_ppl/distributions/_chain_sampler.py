@@ -17,7 +17,8 @@ from ebm_ppl.sampling import run_chains
 from ebm_ppl.sampling._low_rank import check_precondition
 from ebm_ppl.sampling._positions import RADIUS
 
-START_TRIES = 16  # uniform draws, the first with a finite energy is where a chain starts
+START_TRIES = 16  # uniform draws, one of which is where a chain starts
+ABSURD = 50.0  # nats above the best of them: where space is stretched, an ordered triple say, it may be exp(30)
 
 
 class ChainSampler(AbstractSampler):
@@ -27,8 +28,7 @@ class ChainSampler(AbstractSampler):
 
     The draws are independent, for every one has its own chain; and exact as far as a chain forgets its start in
     `num_warmup + num_steps` transitions: that is the approximation, and `draws` with `ebm.diagnose` looks at it. Chains
-    do not cross high barriers: for isolated modes take `TemperedSampler`. Ordered supports of three and more
-    coordinates want a look at `draws`: starts are far out.
+    do not cross high barriers: for isolated modes take `TemperedSampler`.
 
     Cost: `num_warmup + num_steps` transitions for every draw. `EnergyDistribution(...).sample(key, (n,))` and
     `Predictive(..., parallel=True)` run all chains at once, `Predictive` by itself runs one after the other.
@@ -104,16 +104,18 @@ class ChainSampler(AbstractSampler):
 
 @eqx.filter_jit
 def _starts(target: UnconstrainedEnergy, condition: Any, key: PRNGKey, *, num_chains: int, gradient: bool) -> Array:
-    """For every chain the first of some uniform positions where the energy, and if needed its gradient, is finite."""
+    """For every chain, of some uniform positions the first that is finite, its gradient too, and not absurdly high.
 
-    def finite(u: Array) -> Array:
-        if not gradient:
-            return jnp.isfinite(target(u, condition))
-        value, slope = jax.value_and_grad(target)(u, condition)
-        return jnp.isfinite(value) & jnp.all(jnp.isfinite(slope))
+    The least energy of all would be the best start, but chains that start apart tell of modes that one start hides.
+    """
+
+    def height(u: Array) -> Array:
+        value, slope = jax.value_and_grad(target)(u, condition) if gradient else (target(u, condition), u)
+        return jnp.where(jnp.isfinite(value) & jnp.all(jnp.isfinite(slope)), value, jnp.inf)
 
     def one(key: Array) -> Array:
         tries = jax.random.uniform(key, (START_TRIES, *target.event_shape), minval=-RADIUS, maxval=RADIUS)
-        return tries[jnp.argmax(jax.vmap(finite)(tries))]
+        heights = jax.vmap(height)(tries)
+        return tries[jnp.argmax(heights <= jnp.min(heights) + ABSURD)]
 
     return jax.vmap(one)(jax.random.split(key, num_chains))

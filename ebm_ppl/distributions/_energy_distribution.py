@@ -335,7 +335,7 @@ def _refuse_if_varying(energy_name: str, ingredients: Any, constant_in: tuple[st
     """Raise if the log Z that is missing varies with what inference is about."""
     from ebm_ppl.distributions._check_model import find_missing, refuse_missing  # which need the class above
 
-    def check(model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], params: bool) -> None:  # noqa: FBT001
+    def check(model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], *, params: bool) -> None:
         refuse_missing(find_missing(model, args, kwargs, params=params))
 
     check_at_start(check)

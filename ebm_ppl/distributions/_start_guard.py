@@ -36,7 +36,7 @@ def checked() -> Iterator[None]:
 
 
 def check_at_start(check: Callable[..., None]) -> None:
-    """Call `check(model, args, kwargs, params)` if NumPyro is just executing its model for the first time.
+    """Call `check(model, args, kwargs, params=params)` if NumPyro is just executing its model for the first time.
 
     `params` says whether inference is about the `numpyro.param` sites too: in SVI.
     """
@@ -52,7 +52,8 @@ def check_at_start(check: Callable[..., None]) -> None:
     _PYRO_STACK[:] = handlers[: handlers.index(outermost)]
     try:
         with checked():
-            check(*call)
+            model, args, kwargs, params = call
+            check(model, args, kwargs, params=params)
     finally:
         _PYRO_STACK[:] = handlers
 

@@ -8,7 +8,7 @@ import numpyro.distributions as dist
 import pytest
 from numpyro.distributions import constraints
 from numpyro.infer import Predictive
-from scipy import special
+from scipy import special, stats
 
 import ebm_ppl as ebm
 from ebm_ppl.distributions import ChainSampler, TemperedSampler
@@ -43,6 +43,15 @@ def with_squares(x):
     return np.concatenate([x, x**2], axis=1)
 
 
+def ordered_means(number, low):
+    """Means of the ordered ones of `number` (half-)normals, by quadrature; `low` is -inf for normals, 0 for half."""
+    x, step = np.linspace(max(low, -12), 12, 200_001, retstep=True)
+    density = stats.norm.pdf(x) / stats.norm.sf(low)
+    below = (stats.norm.cdf(x) - stats.norm.cdf(low)) / stats.norm.sf(low)
+    weights = [number * special.comb(number - 1, k) * below**k * (1 - below) ** (number - 1 - k) for k in range(number)]
+    return [float(np.sum(x * density * weight) * step) for weight in weights]
+
+
 TOTAL = ALPHA.sum()
 CASES = {
     "gamma": (ebm.FunctionEnergy(gamma, ()), constraints.positive, with_squares, [3.0, 12.0]),
@@ -63,6 +72,12 @@ CASES = {
         constraints.ordered_vector,
         with_squares,
         [-1 / np.sqrt(np.pi), 1 / np.sqrt(np.pi), 1.0, 1.0],
+    ),
+    "positive and ordered": (
+        ebm.FunctionEnergy(lambda x: jnp.sum(x**2) / 2, (3,)),
+        constraints.positive_ordered_vector,
+        lambda x: np.asarray(x, float),
+        ordered_means(3, 0.0),
     ),
     "normal": (
         ebm.energies.Gaussian(jnp.array([1.0, -2.0]), jnp.array([[2.0, 0.5], [0.5, 1.0]])),
