@@ -23,6 +23,7 @@ from .energies import FunctionEnergy as FunctionEnergy
 from .energies import MLPEnergy as MLPEnergy
 from .energies import ShiftedEnergy as ShiftedEnergy
 from .energies import SumEnergy as SumEnergy
+from .energies import Target as Target
 from .energies import TemperedEnergy as TemperedEnergy
 from .energies import check_energy as check_energy
 from .energies import log_density as log_density

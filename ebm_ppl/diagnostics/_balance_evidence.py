@@ -14,7 +14,7 @@ from ebm_ppl.diagnostics._family import Finding
 from ebm_ppl.diagnostics._features import Features, auxiliary_features, auxiliary_leaves, features_of
 from ebm_ppl.diagnostics._gandy_scott import rank_test, two_sample_test
 from ebm_ppl.diagnostics._one_step import one_step_test
-from ebm_ppl.diagnostics._transitions import Chains, Ratio, Step, Target, evaluate, start
+from ebm_ppl.diagnostics._transitions import Chains, Invariant, Ratio, Step, evaluate, start
 from ebm_ppl.errors import InvalidDataError
 from ebm_ppl.kernels import AbstractKernel
 
@@ -80,7 +80,7 @@ class Collected:
 
 def collect(
     kernel: AbstractKernel,
-    target: Target,
+    target: Invariant,
     positions: np.ndarray,
     fresh: np.ndarray,
     key: jax.Array,

@@ -1,6 +1,7 @@
 """Does this kernel leave exp(-E) invariant, and is it reversible? A battery of tests with one verdict."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -17,12 +18,15 @@ from ebm_ppl.diagnostics._proposal_ratios import ratio_of
 from ebm_ppl.diagnostics._ratio_identity import ratio_identity
 from ebm_ppl.diagnostics._references import References, references
 from ebm_ppl.diagnostics._structure import Structure, check_structure
-from ebm_ppl.diagnostics._transitions import Ratio, Target, start
+from ebm_ppl.diagnostics._transitions import Invariant, Ratio, start
 from ebm_ppl.diagnostics._violation import entropy_bound, violation
 from ebm_ppl.energies import AbstractEnergy
+from ebm_ppl.energies._check_start import event_rows
+from ebm_ppl.energies._coordinate_energy import CoordinateEnergy, coordinate_energy
 from ebm_ppl.errors import Problem
 from ebm_ppl.kernels import AbstractKernel
 from ebm_ppl.kernels._base import with_step_size
+from ebm_ppl.sampling import Draws
 
 ADVICE = {
     "acceptance": "proposals are not accepted as often as the kernel reports: rejections are skipped or left out.",
@@ -82,7 +86,7 @@ def detailed_balance(
     their start. The invariance tests are reported, but do not count against it.
 
     Args:
-        energy: E, in nats.
+        energy: E, in nats. With a support or named parts everything happens in its real coordinates.
         kernel: any `AbstractKernel`, with the step size it is to be used with.
         reference_draws: independent draws from p `(n, *event_shape)`, or chains `(chain, draw, *event_shape)` or
             `Draws`, which are thinned to their effective number; None: the energy's own `sample`, or tempered chains
@@ -135,7 +139,11 @@ def detailed_balance(
     control = SequentialControl(level, check_count("max_rounds", max_rounds))
     settings = _Settings(level, num_steps, bias_budget, ratio_of(kernel, log_proposal))
     key = check_key(key)
-    target = Target(energy, check_condition(condition, energy.condition_shape))
+    inner = coordinate_energy(energy)
+    target = Invariant(inner, check_condition(condition, energy.condition_shape))
+    if not inner.coordinates.is_identity:
+        reference_draws = _in_coordinates(inner, reference_draws)
+        energy = inner
     while True:
         round_key = jax.random.fold_in(key, control.round)
         size = num_pairs * (control.growth if control.round > 1 else 1)
@@ -159,6 +167,19 @@ class _Examined:
     bound: float
 
 
+def _in_coordinates(energy: CoordinateEnergy, draws: Any) -> Any:
+    """Given draws of events in the coordinates of the energy; chains stay chains."""
+    if draws is None:
+        return None
+    events = draws.positions if isinstance(draws, Draws) else draws
+    leaf, shape = jax.tree.leaves(events)[0], energy.coordinates.event_shape
+    event_ndim = len(next(iter(shape.values())) if isinstance(shape, Mapping) else shape)
+    lead = np.shape(leaf)[: np.ndim(leaf) - event_ndim]
+    flat = jax.tree.map(lambda part: np.asarray(part).reshape(-1, *np.shape(part)[len(lead) :]), events)
+    rows = event_rows(energy, "reference_draws", flat, axis="draw")
+    return np.asarray(rows).reshape(*lead, *rows.shape[1:])
+
+
 def _check_types(energy: Any, kernel: Any) -> None:
     if not isinstance(energy, AbstractEnergy):
         raise TypeError(f"`energy` must be an ebm.AbstractEnergy; got {type(energy).__name__}.")
@@ -167,7 +188,7 @@ def _check_types(energy: Any, kernel: Any) -> None:
 
 
 def _examine(
-    kernel: AbstractKernel, target: Target, drawn: References, key: jax.Array, settings: _Settings
+    kernel: AbstractKernel, target: Invariant, drawn: References, key: jax.Array, settings: _Settings
 ) -> _Examined:
     """One round: everything with a p-value, and everything that is exact."""
     chain_key, identity_key, seed_key = jax.random.split(key, 3)

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 from ebm_ppl._checks import check_count, check_key, check_positive
 from ebm_ppl._types import PRNGKey
 from ebm_ppl.diagnostics._arviz import ess_bulk, mcse_mean
-from ebm_ppl.diagnostics._evaluate import positions_of, scores_at
+from ebm_ppl.diagnostics._evaluate import coordinates_of, positions_of, scores_at
 from ebm_ppl.diagnostics._obstacles import obstacles
 from ebm_ppl.diagnostics._stein_kernels import KERNELS, random_features, stein_matrix
 from ebm_ppl.diagnostics._to_datatree import as_datatree
@@ -112,7 +112,7 @@ def kernel_stein_discrepancy(
     check_count("max_points", max_points, MIN_POINTS)
     seed = jax.random.key_data(check_key(key))
     dataset = as_datatree(data, group)[group].to_dataset()
-    positions = positions_of(dataset, energy.event_shape)
+    energy, positions = coordinates_of(energy, positions_of(dataset, energy.event_shape))
     problems = obstacles(dataset, positions)
     if problems:
         return _unjudged(level, problems)

@@ -13,10 +13,13 @@ from jaxtyping import Array, Float, Int
 
 from ebm_ppl._checks import check_condition, check_count, check_data, check_floating, check_positive
 from ebm_ppl.diagnostics._arviz import mcse_mean
-from ebm_ppl.diagnostics._evaluate import energies_at, positions_of
+from ebm_ppl.diagnostics._evaluate import positions_of
 from ebm_ppl.diagnostics._parameters import chains_of
 from ebm_ppl.diagnostics._to_datatree import as_datatree
 from ebm_ppl.energies import AbstractEnergy
+from ebm_ppl.energies._check_start import event_rows
+from ebm_ppl.energies._coordinate_energy import CoordinateEnergy, coordinate_energy
+from ebm_ppl.energies._event import evaluate
 from ebm_ppl.errors import InvalidDataError
 from ebm_ppl.sampling import Draws
 
@@ -95,24 +98,40 @@ def mode_occupancy(
     else:
         raise ValueError("`energy` or `modes` must be given: without them no mode is known.")
     positions = positions_of(dataset, event_shape)
-    if not positions.size:
-        raise InvalidDataError(f"there are no draws: shape {positions.shape}.")
-    flat = _rows("draws", positions.reshape(-1, *event_shape), event_shape).reshape(*positions.shape[:2], -1)
-    if modes is not None or energy is None:
-        centres = _rows("modes", modes, event_shape)
+    lead = jax.tree.leaves(positions)[0].shape[:2]
+    if 0 in lead:
+        raise InvalidDataError(f"there are no draws: {lead[0]} chains of {lead[1]}.")
+    every = jax.tree.map(lambda part: part.reshape(-1, *part.shape[2:]), positions)
+    flat = _rows("draws", every, event_shape).reshape(*lead, -1)
+    if energy is None:
+        return _count(flat, _rows("modes", modes, event_shape), chains)
+    inner = coordinate_energy(energy, jax.tree.leaves(every)[0].dtype)
+    if modes is not None:
+        centres = event_rows(inner, "modes", modes, axis="mode")
     else:
         check_count("num_starts", num_starts)
         check_count("max_modes", max_modes)
-        points = _starting_points(flat, num_starts)
+        draws = np.asarray(event_rows(inner, "draws", every, axis="draw"), np.float64).reshape(*lead, -1)
+        points = _starting_points(draws, num_starts)
         if starts is not None:
-            points = np.concatenate([points, _rows("starts", starts, event_shape)])
-        centres = _find_modes(energy, points, condition, _spread(flat), merge_distance, max_modes)
-    table = _count(flat, centres, chains)
-    return table if energy is None else _with_energies(table, energy, centres, condition)
+            rows = np.asarray(event_rows(inner, "starts", starts, axis="start"), np.float64)
+            points = np.concatenate([points, rows.reshape(len(rows), -1)])
+        centres = _find_modes(inner, points, condition, _spread(flat), merge_distance, max_modes)
+    centres = jnp.asarray(centres).reshape(-1, *inner.event_shape)
+    events = np.asarray(_packed_events(inner, centres), np.float64).reshape(len(centres), -1)
+    return _with_energies(_count(flat, events, chains), inner, centres, condition)
 
 
-def _rows(name: str, events: Any, event_shape: tuple[int, ...]) -> Float[np.ndarray, "n dim"]:
-    """Finite events, flattened, in float64."""
+@eqx.filter_jit
+def _packed_events(energy: CoordinateEnergy, positions: Array) -> Array:
+    return jax.vmap(lambda z: energy.coordinates.pack(energy.coordinates.to_event(z)))(positions)
+
+
+def _rows(name: str, events: Any, event_shape: Any) -> Float[np.ndarray, "n dim"]:
+    """Finite events, flattened, in float64; named parts one after the other."""
+    if isinstance(event_shape, Mapping):
+        parts = [_rows(f"{name}[{part!r}]", events[part], shape) for part, shape in event_shape.items()]
+        return np.concatenate(parts, axis=1)
     return np.asarray(check_data(name, events, event_shape), np.float64).reshape(len(events), -1)
 
 
@@ -130,7 +149,7 @@ def _starting_points(draws: Float[np.ndarray, "chain draw dim"], num_starts: int
 
 
 def _find_modes(
-    energy: AbstractEnergy,
+    energy: CoordinateEnergy,
     points: Float[np.ndarray, "n dim"],
     condition: Any,
     spread: float,
@@ -149,26 +168,38 @@ def _find_modes(
             f"none of {len(points)} descents of the energy ended in a minimum within {MAX_STEPS} steps: the energy may "
             "be unbounded below; see ebm.check_energy, or give `modes`."
         )
-    modes: list[Float[np.ndarray, " dim"]] = []
-    for end in ends[settled][np.argsort(values[settled], kind="stable")]:
-        if all(np.linalg.norm(end - mode) > distance for mode in modes):
-            modes.append(end)
+    rows = jnp.asarray(ends, starts.dtype).reshape(-1, *energy.event_shape)
+    events = np.asarray(_packed_events(energy, rows), np.float64).reshape(len(points), -1)
+    modes: list[int] = []
+    for index in np.flatnonzero(settled)[np.argsort(values[settled], kind="stable")]:
+        if all(np.linalg.norm(events[index] - events[mode]) > distance for mode in modes):
+            modes.append(int(index))
     if len(modes) > max_modes:
         raise ValueError(
             f"`max_modes` is {max_modes}, but {len(modes)} separate minima were found: the energy may have a ridge "
             "or a plateau; raise `merge_distance` or give `modes`."
         )
-    return np.stack(modes)
+    return ends[modes]
+
+
+def _event_energy(energy: CoordinateEnergy, z: Array, condition: Any) -> Array:
+    """E at the event of `z`, without the Jacobian: a mode is one of the density of events."""
+    return evaluate(energy.target.energy, energy.coordinates.to_event(z), condition)
+
+
+@eqx.filter_jit
+def _event_energies(energy: CoordinateEnergy, positions: Array, condition: Any) -> Array:
+    return jax.vmap(lambda z: _event_energy(energy, z, condition))(positions)
 
 
 @eqx.filter_jit
 def _descend(
-    energy: AbstractEnergy, starts: Float[Array, "n ..."], condition: Float[Array, "..."] | None
+    energy: CoordinateEnergy, starts: Float[Array, "n ..."], condition: Float[Array, "..."] | None
 ) -> tuple[Float[Array, "n ..."], Float[Array, " n"], Float[Array, " n"]]:
     """L-BFGS from every start: end, length of the gradient there, energy there."""
 
-    def objective(x: Float[Array, "..."]) -> Float[Array, ""]:
-        return energy(x, condition)
+    def objective(z: Float[Array, "..."]) -> Float[Array, ""]:
+        return _event_energy(energy, z, condition)
 
     solver = optax.lbfgs(memory_size=10)
     value_and_gradient = optax.value_and_grad_from_state(objective)
@@ -221,7 +252,7 @@ def _error(member: Float[np.ndarray, "chain draw"]) -> float:
 
 
 def _with_energies(
-    table: xr.Dataset, energy: AbstractEnergy, modes: Float[np.ndarray, "mode dim"], condition: Any
+    table: xr.Dataset, energy: CoordinateEnergy, modes: Float[Array, "mode ..."], condition: Any
 ) -> xr.Dataset:
-    values, _ = energies_at(energy, modes.reshape(1, -1, *energy.event_shape), condition)
-    return table.assign(energy=("mode", values[0]))
+    checked = check_condition(condition, energy.condition_shape)
+    return table.assign(energy=("mode", np.asarray(_event_energies(energy, modes, checked), np.float64)))

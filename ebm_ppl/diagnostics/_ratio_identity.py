@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from ebm_ppl.diagnostics._family import Finding, not_applicable
-from ebm_ppl.diagnostics._transitions import Chains, Ratio, Target
+from ebm_ppl.diagnostics._transitions import Chains, Invariant, Ratio
 from ebm_ppl.energies._parameters import cast_floating
 from ebm_ppl.errors import Problem
 from ebm_ppl.kernels import AbstractKernel
@@ -20,7 +20,7 @@ MAX_DISPLACEMENT = 1e-6
 
 
 def ratio_identity(
-    kernel: AbstractKernel, target: Target, positions: Float[np.ndarray, "n ..."], key: Any, ratio: Ratio | None
+    kernel: AbstractKernel, target: Invariant, positions: Float[np.ndarray, "n ..."], key: Any, ratio: Ratio | None
 ) -> tuple[Finding, Problem | None]:
     """Reported acceptance = min(1, p(y) q(y, x) / (p(x) q(x, y))) on visited pairs, in double precision.
 

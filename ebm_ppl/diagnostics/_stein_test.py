@@ -10,7 +10,7 @@ from scipy import stats
 
 from ebm_ppl._checks import check_count
 from ebm_ppl.diagnostics._arviz import ess_bulk, mcse_mean
-from ebm_ppl.diagnostics._evaluate import positions_of, scores_at
+from ebm_ppl.diagnostics._evaluate import coordinates_of, positions_of, scores_at
 from ebm_ppl.diagnostics._obstacles import obstacles
 from ebm_ppl.diagnostics._to_datatree import as_datatree
 from ebm_ppl.diagnostics._verdict import Verdict
@@ -88,7 +88,7 @@ def stein_test(
     if not 0 < level < 1:
         raise ValueError(f"`level` must be between 0 and 1; got {level!r}.")
     dataset = as_datatree(data, group)[group].to_dataset()
-    positions = positions_of(dataset, energy.event_shape)
+    energy, positions = coordinates_of(energy, positions_of(dataset, energy.event_shape))
     flat = positions.reshape(*positions.shape[:2], -1).astype(np.float64)
     dim = flat.shape[-1]
     default = 0 if dim == 1 else min(dim, 16)

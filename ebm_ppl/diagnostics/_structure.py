@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ebm_ppl.diagnostics._family import Finding
-from ebm_ppl.diagnostics._transitions import Chains, Step, Target, advance, evaluate, start
+from ebm_ppl.diagnostics._transitions import Chains, Invariant, Step, advance, evaluate, start
 from ebm_ppl.errors import Problem
 from ebm_ppl.kernels import AbstractKernel
 
@@ -25,7 +25,7 @@ class Structure:
 
 
 def check_structure(
-    kernel: AbstractKernel, target: Target, chains: Chains, auxiliary: tuple[int, ...], replay: tuple[Any, Any, Step]
+    kernel: AbstractKernel, target: Invariant, chains: Chains, auxiliary: tuple[int, ...], replay: tuple[Any, Any, Step]
 ) -> Structure:
     """Rows `finite`, `moves`, `cached_values`, `memory` and `replay`.
 
@@ -67,7 +67,7 @@ def _moves(chains: Chains, first: Step) -> tuple[Finding, Problem | None]:
     return _row("moves", float(frozen), "STUCK_CHAIN", advice)
 
 
-def _cached_values(kernel: AbstractKernel, target: Target, chains: Chains) -> tuple[Finding, Problem | None]:
+def _cached_values(kernel: AbstractKernel, target: Invariant, chains: Chains) -> tuple[Finding, Problem | None]:
     """What the state keeps for the next step against a fresh state here, and that against the energy itself."""
     fresh = _fresh(kernel, target, chains)
     energy, gradient = evaluate(target, _positions(chains), gradient=kernel.uses_gradient)
@@ -87,7 +87,7 @@ def _cached_values(kernel: AbstractKernel, target: Target, chains: Chains) -> tu
 
 
 def _memory(
-    kernel: AbstractKernel, target: Target, chains: Chains, auxiliary: tuple[int, ...]
+    kernel: AbstractKernel, target: Invariant, chains: Chains, auxiliary: tuple[int, ...]
 ) -> tuple[Finding, Problem | None]:
     """Whatever else the state remembers of its past must not influence the next step."""
     fresh = jax.tree.leaves(_fresh(kernel, target, chains))
@@ -111,7 +111,7 @@ def _memory(
 
 
 def _replay(
-    kernel: AbstractKernel, target: Target, states: Any, keys: Any, seen: Step
+    kernel: AbstractKernel, target: Invariant, states: Any, keys: Any, seen: Step
 ) -> tuple[Finding, Problem | None]:
     """The same state and key give the same step to the last bit, whatever happened in between."""
     again = advance(kernel, target, states, keys, ratio=None)[1]
@@ -121,7 +121,7 @@ def _replay(
     return _row("replay", differ, "NOT_A_FUNCTION", advice)
 
 
-def _fresh(kernel: AbstractKernel, target: Target, chains: Chains) -> Any:
+def _fresh(kernel: AbstractKernel, target: Invariant, chains: Chains) -> Any:
     return start(kernel, target, _positions(chains), chains.keys(0))
 
 

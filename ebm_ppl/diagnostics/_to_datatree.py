@@ -31,7 +31,8 @@ def to_datatree(
 
     Args:
         draws: what `ebm.sample` returned, or an array `(chain, draw, *event)`, or a mapping of names to such arrays.
-        var_name: name of the variable; ignored for a mapping, which brings its own names.
+        var_name: name of the variable; ignored for a mapping and for draws of events with named parts, which bring
+            their own names.
         group: ArviZ group, e.g. "posterior", "prior", "unconstrained_posterior".
         coords: coordinate values by dimension.
         dims: names of the event's dimensions: a list for the one variable, or a mapping from variables to lists.
@@ -97,7 +98,7 @@ def _stats_group(group: str) -> str:
 
 def _variables(draws: Any, var_name: str) -> dict[str, np.ndarray]:
     if isinstance(draws, Draws):
-        arrays = {var_name: draws.positions}
+        arrays = draws.positions if isinstance(draws.positions, dict) else {var_name: draws.positions}
     else:
         arrays = dict(draws) if isinstance(draws, Mapping) else {var_name: draws}
     if not arrays:

@@ -10,22 +10,22 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ebm_ppl._types import LogDensityFn
-from ebm_ppl.energies import AbstractEnergy, log_density
+from ebm_ppl.energies._coordinate_energy import CoordinateEnergy
 from ebm_ppl.kernels import AbstractKernel
 
 type Ratio = Callable[[LogDensityFn, Any, Any, Any, Any], tuple[Array, Array]]
 """(log density, step size, state, position proposed, info) -> log Metropolis ratio, distance from its own proposal."""
 
 
-class Target(eqx.Module):
-    """The law that the kernel should leave invariant."""
+class Invariant(eqx.Module):
+    """The density that the kernel should leave invariant, in real coordinates."""
 
-    energy: AbstractEnergy
+    energy: CoordinateEnergy
     condition: Float[Array, "..."] | None
 
     def logdensity_fn(self) -> LogDensityFn:
         """What the kernel is built for."""
-        return log_density(self.energy, self.condition)
+        return self.energy.target.at_condition(self.condition)
 
 
 class Step(NamedTuple):
@@ -48,13 +48,13 @@ class Step(NamedTuple):
 
 
 @eqx.filter_jit
-def start(kernel: AbstractKernel, target: Target, positions: Float[Array, "n ..."], keys: Array) -> Any:
+def start(kernel: AbstractKernel, target: Invariant, positions: Float[Array, "n ..."], keys: Array) -> Any:
     """The kernel's fresh state at every position."""
     return jax.vmap(kernel.build(target.logdensity_fn()).init)(positions, keys)
 
 
 @eqx.filter_jit
-def evaluate(target: Target, positions: Float[Array, "n ..."], *, gradient: bool) -> tuple[Array, Array | None]:
+def evaluate(target: Invariant, positions: Float[Array, "n ..."], *, gradient: bool) -> tuple[Array, Array | None]:
     """E and, if asked for, the gradient of the log density."""
     logdensity_fn = target.logdensity_fn()
     if not gradient:
@@ -65,7 +65,7 @@ def evaluate(target: Target, positions: Float[Array, "n ..."], *, gradient: bool
 
 @eqx.filter_jit
 def advance(
-    kernel: AbstractKernel, target: Target, states: Any, keys: Array, *, ratio: Ratio | None
+    kernel: AbstractKernel, target: Invariant, states: Any, keys: Array, *, ratio: Ratio | None
 ) -> tuple[Any, Step]:
     """One transition of every lane."""
     logdensity_fn = target.logdensity_fn()
@@ -107,7 +107,9 @@ def _proposal(info: Any) -> Any:
 class Chains:
     """Lanes on their way: host-side copies of every step, energies of lanes that did not move kept to the bit."""
 
-    def __init__(self, kernel: AbstractKernel, target: Target, positions: Any, key: Array, ratio: Ratio | None) -> None:
+    def __init__(
+        self, kernel: AbstractKernel, target: Invariant, positions: Any, key: Array, ratio: Ratio | None
+    ) -> None:
         self._kernel, self._target, self._ratio, self._key = kernel, target, ratio, key
         self._start = jnp.asarray(positions)
         self.position = np.asarray(positions, np.float64)

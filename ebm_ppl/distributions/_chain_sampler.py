@@ -10,7 +10,7 @@ from jaxtyping import Array
 from ebm_ppl._checks import check_count
 from ebm_ppl._types import PRNGKey
 from ebm_ppl.distributions._sampler import AbstractSampler, Record, check_sampler
-from ebm_ppl.distributions._unconstrained import UnconstrainedEnergy
+from ebm_ppl.energies._coordinate_energy import CoordinateEnergy
 from ebm_ppl.kernels import AbstractKernel, Barker
 from ebm_ppl.kernels._base import with_step_size
 from ebm_ppl.sampling import run_chains
@@ -80,7 +80,7 @@ class ChainSampler(AbstractSampler):
         """`num_steps`."""
         return self.num_steps
 
-    def run(self, target: UnconstrainedEnergy, key: PRNGKey, num_chains: int, num_draws: int, condition: Any) -> Record:
+    def run(self, target: CoordinateEnergy, key: PRNGKey, num_chains: int, num_draws: int, condition: Any) -> Record:
         """The core of `ebm.sample`, from starts found without host code."""
         start_key, key = jax.random.split(key)
         starts = _starts(target, condition, start_key, num_chains=num_chains, gradient=self.kernel.uses_gradient)
@@ -98,12 +98,12 @@ class ChainSampler(AbstractSampler):
         )
         return Record(positions, stats)
 
-    def _tempering(self, record: Record, target: UnconstrainedEnergy) -> None:
+    def _tempering(self, record: Record, target: CoordinateEnergy) -> None:
         return None
 
 
 @eqx.filter_jit
-def _starts(target: UnconstrainedEnergy, condition: Any, key: PRNGKey, *, num_chains: int, gradient: bool) -> Array:
+def _starts(target: CoordinateEnergy, condition: Any, key: PRNGKey, *, num_chains: int, gradient: bool) -> Array:
     """For every chain, of some uniform positions the first that is finite, its gradient too, and not absurdly high.
 
     The least energy of all would be the best start, but chains that start apart tell of modes that one start hides.

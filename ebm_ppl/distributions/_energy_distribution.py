@@ -2,7 +2,7 @@
 
 import copy
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import equinox as eqx
@@ -23,9 +23,10 @@ from ebm_ppl.distributions._guard import refuse_varying_energy
 from ebm_ppl.distributions._likelihoods import refuse_unnormalized_likelihood
 from ebm_ppl.distributions._sampler import AbstractSampler
 from ebm_ppl.distributions._start_guard import check_at_start
-from ebm_ppl.distributions._support import has_arrays, is_real, move_inside, resolve_support, support_mask
+from ebm_ppl.distributions._support import move_inside, support_mask
 from ebm_ppl.energies import AbstractEnergy, AbstractReferenceEnergy
 from ebm_ppl.energies._sum import check_energy_type
+from ebm_ppl.energies._support import has_arrays, is_real, resolve_support, with_support
 from ebm_ppl.errors import EnergyShapeError
 from ebm_ppl.kernels import AbstractKernel
 
@@ -51,8 +52,8 @@ class EnergyDistribution(Distribution):
         condition: for a conditional energy, `(*batch, *energy.condition_shape)`: one distribution per batch element.
         batch_shape: batch axes in front of **every** array of `energy` (one energy per plate element, per enumerated
             component, ...); axes of size one are broadcast. A batch of equal energies is `.expand(batch_shape)`.
-        support: one of `numpyro.distributions.constraints`; all reals by default. One for fewer dimensions than
-            the event applies to every row: `constraints.positive` makes every coordinate positive.
+        support: one of `numpyro.distributions.constraints`; by default the support of the energy. One for fewer
+            dimensions than the event applies to every row: `constraints.positive` makes every coordinate positive.
         log_normalizer: log Z in nats: a number, an array that broadcasts to the batch shape, or anything with such a
             `.value`. A constant asserts that log Z does not vary.
         sampler: how to draw, for `.sample`: `ebm.distributions.ChainSampler()`, or `TemperedSampler()` for isolated
@@ -68,7 +69,7 @@ class EnergyDistribution(Distribution):
     put them.
 
     Raises:
-        TypeError: `energy` is not an `AbstractEnergy`, or `support` not a constraint.
+        TypeError: `energy` is not an `AbstractEnergy` of array events, or `support` not a constraint.
         EnergyShapeError: the energy is not a scalar of one event, or the shapes of condition, parameters or support
             do not fit.
         EnergyDtypeError: the energy is not floating-point.
@@ -116,7 +117,13 @@ class EnergyDistribution(Distribution):
     ) -> None:
         check_energy_type("energy", energy)
         _check_sampler_type(sampler)
-        support = resolve_support(support, energy.event_shape)
+        if isinstance(energy.event_shape, Mapping):
+            raise TypeError(
+                f"`energy` must have array events: a distribution is one site. This one has the parts "
+                f"{list(energy.event_shape)}: declare them with ebm.energy_sites(name, energy)."
+            )
+        support = resolve_support(energy.support if support is None else support, energy.event_shape)
+        energy = with_support(energy, None) if energy.support is not None else energy  # kept here, beside the batch
         # A constraint whose bounds are arrays is data: they may be traced. All others are part of the program.
         self._array_support, self._static_support = (support, None) if has_arrays(support) else (None, support)
         arrays, self._static = eqx.partition(jax.tree.map(_to_jax, energy), eqx.is_array)
@@ -159,8 +166,11 @@ class EnergyDistribution(Distribution):
         if all(size == 1 for dims in leads[:num_arrays] for size in dims):
             cores = iter(self._core_ndims)
             arrays = jax.tree.map(lambda leaf: leaf.reshape(leaf.shape[leaf.ndim - next(cores) :]), self._arrays)
-            return eqx.combine(arrays, self._static)
-        return eqx.combine(self._arrays, self._static)
+            return self._on_support(eqx.combine(arrays, self._static))
+        return self._on_support(eqx.combine(self._arrays, self._static))
+
+    def _on_support(self, energy: AbstractEnergy) -> AbstractEnergy:
+        return energy if is_real(self.support) else with_support(energy, self.support)
 
     @property
     def energy_name(self) -> str:

@@ -12,11 +12,11 @@ from jaxtyping import Array, Bool, Float
 
 from ebm_ppl._checks import check_condition, check_count, check_key, what_came
 from ebm_ppl._types import PRNGKey
-from ebm_ppl.distributions._support import resolve_support
-from ebm_ppl.distributions._unconstrained import UnconstrainedEnergy, unconstrained
 from ebm_ppl.energies import AbstractEnergy
+from ebm_ppl.energies._coordinate_energy import CoordinateEnergy, coordinate_energy
 from ebm_ppl.energies._event import evaluate
 from ebm_ppl.energies._sum import check_energy_type
+from ebm_ppl.energies._support import check_support, describe_support, with_support
 from ebm_ppl.errors import Problem, warn_problems
 from ebm_ppl.kernels import AbstractKernel
 from ebm_ppl.kernels._base import with_step_size
@@ -30,7 +30,7 @@ MAX_CORRELATION = 0.25  # between draws that follow each other; 1/4 leaves six o
 
 
 class Record(eqx.Module):
-    """What a run gives: unconstrained positions `(chain, draw, size)`, statistics, round trips and potentials."""
+    """What a run gives: coordinates `(chain, draw, ...)`, statistics, round trips and potentials."""
 
     positions: Array
     stats: dict[str, Array]
@@ -41,7 +41,7 @@ class AbstractSampler(eqx.Module):
     """How an `EnergyDistribution` draws where no exact way is known.
 
     Called as `sampler(energy, key, sample_shape, condition)`, like any function given as `sampler=`. It is told the
-    support of the distribution besides, and moves in unconstrained space. A draw whose chain failed is NaN: that is
+    support of the distribution besides, and moves in its real coordinates. A draw whose chain failed is NaN: that is
     how a program that is compiled can say it. `draws` says what went wrong.
 
     Attributes:
@@ -55,7 +55,7 @@ class AbstractSampler(eqx.Module):
     num_chains: eqx.AbstractVar[int | None]
 
     @abc.abstractmethod
-    def run(self, target: UnconstrainedEnergy, key: PRNGKey, num_chains: int, num_draws: int, condition: Any) -> Record:
+    def run(self, target: CoordinateEnergy, key: PRNGKey, num_chains: int, num_draws: int, condition: Any) -> Record:
         """`num_draws` draws of each of `num_chains` chains; pure."""
 
     @property
@@ -73,7 +73,7 @@ class AbstractSampler(eqx.Module):
         support: Any = None,
     ) -> Float[Array, "..."]:
         """Draws `(*sample_shape, *event_shape)`; NaN where a chain failed."""
-        target = unconstrained(energy, resolve_support(support, energy.event_shape))
+        target = _in_coordinates(energy, support)
         count = int(np.prod(sample_shape))
         num_chains = count if self.num_chains is None else min(self.num_chains, count)
         if count == 0:
@@ -83,7 +83,7 @@ class AbstractSampler(eqx.Module):
         failed = _failed(record, self.kernel, self.transitions_per_draw)
         # Draw by draw: those that follow each other come from different chains.
         positions, failed = (jnp.swapaxes(rows, 0, 1) for rows in (record.positions, failed))
-        draws = jax.vmap(target.constrain)(positions.reshape(-1, positions.shape[-1])[:count])
+        draws = jax.vmap(target.coordinates.to_event)(positions.reshape(-1, *target.event_shape)[:count])
         failed = failed.reshape(-1)[:count].reshape(count, *(1 for _ in energy.event_shape))
         return jnp.where(failed, jnp.nan, draws).reshape(*sample_shape, *energy.event_shape)
 
@@ -118,8 +118,7 @@ class AbstractSampler(eqx.Module):
         started = time.perf_counter()
         num_chains, num_draws = check_count("num_chains", num_chains), check_count("num_draws", num_draws, 20)
         check_energy_type("energy", energy)
-        support = resolve_support(support, energy.event_shape)
-        target = unconstrained(energy, support)
+        target = _in_coordinates(energy, support)
         condition = check_condition(condition, energy.condition_shape)
         record = self.run(target, check_key(key), num_chains, num_draws, condition)
         positions, lp = _on_support(target, record.positions, condition)
@@ -140,7 +139,7 @@ class AbstractSampler(eqx.Module):
             "kernel": type(self.kernel).__name__,
             "adjusted": self.kernel.adjusted,
             "energy": type(energy).__name__,
-            "support": repr(support),
+            "support": describe_support(target.coordinates.support),
             "num_chains": num_chains,
             "num_warmup": self.num_warmup,
             "num_samples": num_draws,
@@ -155,7 +154,7 @@ class AbstractSampler(eqx.Module):
         return result
 
     @abc.abstractmethod
-    def _tempering(self, record: Record, target: UnconstrainedEnergy) -> Tempering | None:
+    def _tempering(self, record: Record, target: CoordinateEnergy) -> Tempering | None:
         """What a tempered run says of its ladder."""
 
 
@@ -168,20 +167,37 @@ def check_sampler(sampler: AbstractSampler) -> None:
         check_count("num_chains", sampler.num_chains)
 
 
+def _in_coordinates(energy: AbstractEnergy, support: Any) -> CoordinateEnergy:
+    """The energy in the coordinates of `support`, or of its own where None.
+
+    Raises:
+        NotImplementedError: there is no bijection onto the support: it is discrete, for instance.
+    """
+    if support is not None:
+        energy = with_support(energy, check_support(support, energy.event_shape))
+    try:
+        return coordinate_energy(energy)
+    except NotImplementedError as error:
+        raise NotImplementedError(
+            f"{error} Give `sampler=`, a function (energy, key, sample_shape) -> draws."
+        ) from error
+
+
 @eqx.filter_jit
-def _on_support(target: UnconstrainedEnergy, positions: Array, condition: Any) -> tuple[Array, Array]:
+def _on_support(target: CoordinateEnergy, positions: Array, condition: Any) -> tuple[Array, Array]:
     """Draws on the support and their log density up to log Z, without any Jacobian."""
 
     def one(u: Array) -> tuple[Array, Array]:
-        x = target.constrain(u)
-        return x, -evaluate(target.energy, x, condition)
+        x = target.coordinates.to_event(u)
+        return x, -evaluate(target.target.energy, x, condition)
 
     return jax.vmap(jax.vmap(one))(positions)
 
 
 def _failed(record: Record, kernel: AbstractKernel, thinning: int) -> Bool[Array, "chain draw"]:
     """Chains that are no longer on their way: not finite, standing still, or stopped."""
-    failed = ~jnp.isfinite(record.stats["lp"]) | ~jnp.all(jnp.isfinite(record.positions), axis=-1)
+    axes = tuple(range(2, record.positions.ndim))
+    failed = ~jnp.isfinite(record.stats["lp"]) | ~jnp.all(jnp.isfinite(record.positions), axis=axes)
     if "acceptance_rate" in record.stats:
         failed |= ~(_recent(record.stats["acceptance_rate"], -(-MIN_TRANSITIONS // thinning)) >= MIN_ACCEPTANCE)
     return failed if kernel.adjusted else failed | record.stats["diverging"]
@@ -209,9 +225,12 @@ def _stalled(failed: Bool[np.ndarray, "chain draw"]) -> list[Problem]:
     return [Problem("STALLED_DRAWS", advice, None, number)]
 
 
-def _correlation(positions: Float[np.ndarray, "chain draw size"], lp: Float[np.ndarray, "chain draw"]) -> list[Problem]:
+def _correlation(
+    positions: Float[np.ndarray, "chain draw *coordinates"], lp: Float[np.ndarray, "chain draw"]
+) -> list[Problem]:
     """Whether draws that follow each other are alike, in a coordinate or in the energy: over all chains together."""
-    columns = np.concatenate([positions, lp[..., None]], axis=-1).astype(np.float64)
+    flat = positions.reshape(*positions.shape[:2], -1)
+    columns = np.concatenate([flat, lp[..., None]], axis=-1).astype(np.float64)
     if not np.isfinite(columns).all():
         return []
     columns = columns - columns.mean((0, 1))

@@ -1,17 +1,14 @@
-"""Supports: what NumPyro's constraints mean for an energy's events."""
-
-from typing import Any
+"""Values inside and outside a support, as a log density must treat them."""
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import numpyro  # noqa: F401  (before any of its submodules)
 from jax.core import Tracer
 from jaxtyping import Array, Bool
 from numpyro.distributions import constraints
 from numpyro.distributions.constraints import Constraint
 
-from ebm_ppl.errors import EnergyShapeError
+from ebm_ppl.energies._support import base_support, is_real
 
 # Tested by comparisons, so exact also for values that come out of a bijection. The other constraints (simplices,
 # matrices) are tested up to rounding: at 30 x 30 NumPyro's own test of positive definiteness rejects 4 of 10 values
@@ -28,40 +25,6 @@ EXACT = (
     type(constraints.positive_ordered_vector),
     type(constraints.boolean),
 )
-
-
-def resolve_support(support: Any, event_shape: tuple[int, ...]) -> Constraint:
-    """`support` as a constraint on whole events; None is all reals, a smaller one applies to every row."""
-    support = constraints.real if support is None else support
-    if not isinstance(support, Constraint) or constraints.is_dependent(support):
-        raise TypeError(
-            "`support` must be one of numpyro.distributions.constraints, such as constraints.positive; "
-            f"got {support!r}."
-        )
-    missing = len(event_shape) - support.event_dim
-    if missing < 0:
-        raise EnergyShapeError(
-            f"`support` {support!r} constrains {support.event_dim}-dimensional events; the energy's `event_shape` is "
-            f"{event_shape}."
-        )
-    return constraints.independent(support, missing) if missing else support
-
-
-def base_support(support: Constraint) -> Constraint:
-    """What each row, or each coordinate, is constrained to."""
-    while isinstance(support, constraints.independent):
-        support = support.base_constraint
-    return support
-
-
-def is_real(support: Constraint) -> bool:
-    """Whether every number is allowed."""
-    return base_support(support) is constraints.real
-
-
-def has_arrays(support: Constraint) -> bool:
-    """Whether its bounds are arrays (they may be traced) rather than numbers."""
-    return any(isinstance(leaf, jax.Array | np.ndarray | np.generic) for leaf in jax.tree.leaves(support))
 
 
 def support_mask(support: Constraint, value: Array) -> Bool[Array, "..."] | None:

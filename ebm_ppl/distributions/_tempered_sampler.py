@@ -10,12 +10,11 @@ from jaxtyping import Array
 from ebm_ppl._checks import check_count
 from ebm_ppl._types import PRNGKey
 from ebm_ppl.distributions._sampler import AbstractSampler, Record, check_sampler
-from ebm_ppl.distributions._unconstrained import UnconstrainedEnergy
-from ebm_ppl.energies import AbstractReferenceEnergy, Gaussian
-from ebm_ppl.errors import EnergyShapeError
+from ebm_ppl.energies import AbstractReferenceEnergy
+from ebm_ppl.energies._coordinate_energy import CoordinateEnergy
 from ebm_ppl.kernels import AbstractKernel, Barker
 from ebm_ppl.sampling import Tempering
-from ebm_ppl.sampling._parallel_tempering import check_ladder
+from ebm_ppl.sampling._parallel_tempering import check_ladder, check_reference
 from ebm_ppl.sampling._run_tempering import run_tempering
 
 
@@ -23,9 +22,9 @@ class TemperedSampler(AbstractSampler):
     r"""Draws from parallel tempering: for energies with isolated modes.
 
     Every draw has a ladder of replicas of its own, from a reference that is drawn exactly (\(\beta = 0\)) to the energy
-    (\(\beta = 1\)), all in unconstrained space; see `ebm.parallel_tempering`. The draw is where the target level is
-    after `num_warmup + num_iterations` iterations. It is exact as far as replicas have travelled the ladder by then:
-    `draws` counts their round trips.
+    (\(\beta = 1\)), all in the real coordinates of the support; see `ebm.parallel_tempering`. The draw is the position
+    at the target level after `num_warmup + num_iterations` iterations. It is exact as far as replicas have travelled
+    the ladder by then: `draws` counts their round trips.
 
     Cost: `(num_warmup + num_iterations) * num_steps` transitions at every level for every draw; see `ChainSampler` for
     what runs at once. The ladder stays as given. `ebm.parallel_tempering` finds a good one:
@@ -34,7 +33,7 @@ class TemperedSampler(AbstractSampler):
     Args:
         kernel: how each level is explored; `Barker()` by default.
         inverse_temperatures: the number of levels, or the ladder: increasing, first 0, last 1.
-        reference: exact draws that cover the modes, of vectors in **unconstrained** space; N(0, 3^2) by default.
+        reference: exact draws that cover the modes, in the real coordinates of the support; N(0, 3^2) by default.
         num_warmup: iterations that tune the step size of every level.
         num_iterations: iterations from there to the draw, and from one draw to the next of the same ladder.
         num_steps: transitions at every level in each iteration, before swaps are tried.
@@ -43,7 +42,7 @@ class TemperedSampler(AbstractSampler):
     Raises:
         TypeError: `kernel` or `reference` is of the wrong kind.
         ValueError: a count or the ladder is out of range.
-        EnergyShapeError: when drawing, `reference` has not as many coordinates as the unconstrained event.
+        EnergyShapeError: when drawing, `reference` has not the shape of the real coordinates.
         NotImplementedError: when drawing, the support is one that NumPyro has no bijection onto.
 
     Example:
@@ -85,7 +84,7 @@ class TemperedSampler(AbstractSampler):
         """Of the target level."""
         return self.num_iterations * self.num_steps
 
-    def run(self, target: UnconstrainedEnergy, key: PRNGKey, num_chains: int, num_draws: int, condition: Any) -> Record:
+    def run(self, target: CoordinateEnergy, key: PRNGKey, num_chains: int, num_draws: int, condition: Any) -> Record:
         """Tempering without host code; one of `num_iterations` records is kept."""
         betas = jnp.asarray(self.inverse_temperatures, jnp.result_type(float))
         records, trips = run_tempering(
@@ -114,18 +113,10 @@ class TemperedSampler(AbstractSampler):
         last = slice(self.num_iterations - 1, None, self.num_iterations)
         return Record(positions[:, last], stats, (potentials, rates, trips))
 
-    def _reference_of(self, target: UnconstrainedEnergy) -> AbstractReferenceEnergy:
-        if self.reference is None:
-            size = target.event_shape[0]
-            return Gaussian(jnp.zeros(size), 9.0 * jnp.eye(size))
-        if self.reference.event_shape != target.event_shape:
-            raise EnergyShapeError(
-                f"`reference` must have the event_shape of the unconstrained event, {target.event_shape}; "
-                f"got {self.reference.event_shape}."
-            )
-        return self.reference
+    def _reference_of(self, target: CoordinateEnergy) -> AbstractReferenceEnergy:
+        return check_reference(target, self.reference)
 
-    def _tempering(self, record: Record, target: UnconstrainedEnergy) -> Tempering | None:
+    def _tempering(self, record: Record, target: CoordinateEnergy) -> Tempering | None:
         if record.tempering is None:
             return None
         potentials, rates, trips = (np.asarray(rows) for rows in record.tempering)

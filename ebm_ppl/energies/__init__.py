@@ -8,6 +8,7 @@ from ebm_ppl.energies._check_start import check_start as check_start
 from ebm_ppl.energies._check_start import start_is_finite as start_is_finite
 from ebm_ppl.energies._conv import ConvEnergy as ConvEnergy
 from ebm_ppl.energies._data_sum import DataSumEnergy as DataSumEnergy
+from ebm_ppl.energies._diagonal_gaussian import DiagonalGaussian as DiagonalGaussian
 from ebm_ppl.energies._double_well import DoubleWell as DoubleWell
 from ebm_ppl.energies._energy_check import EnergyCheck as EnergyCheck
 from ebm_ppl.energies._function import FunctionEnergy as FunctionEnergy
@@ -24,4 +25,6 @@ from ebm_ppl.energies._score import score as score
 from ebm_ppl.energies._shifted import ShiftedEnergy as ShiftedEnergy
 from ebm_ppl.energies._student_t import StudentT as StudentT
 from ebm_ppl.energies._sum import SumEnergy as SumEnergy
+from ebm_ppl.energies._target import AbstractLogDensity as AbstractLogDensity
+from ebm_ppl.energies._target import Target as Target
 from ebm_ppl.energies._tempered import TemperedEnergy as TemperedEnergy

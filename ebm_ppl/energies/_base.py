@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+from typing import Any
 
 import equinox as eqx
 from jaxtyping import Array, Float
@@ -16,7 +17,9 @@ class AbstractEnergy(eqx.Module):
     A conditional energy \(E(x; y)\) also declares `condition_shape` and reads `condition`.
 
     Attributes:
-        event_shape: shape of one event x; `()` for a scalar.
+        event_shape: shape of one event x; `()` for a scalar; with named parts a mapping from names to shapes.
+        support: where exp(-E) is positive: one of `numpyro.distributions.constraints`, a dictionary of them for named
+            parts, or None for all reals. Its kind is static; its bounds may be arrays, also traced ones.
         condition_shape: shape of one condition y, or None for an unconditional energy.
 
     Example:
@@ -33,15 +36,16 @@ class AbstractEnergy(eqx.Module):
         In: Predicting Structured Data, MIT Press. doi:10.7551/mitpress/7443.003.0014
     """
 
-    event_shape: eqx.AbstractVar[tuple[int, ...]]
+    event_shape: eqx.AbstractVar[Any]
+    support: Any = eqx.field(default=None, kw_only=True)
     condition_shape: tuple[int, ...] | None = eqx.field(static=True, default=None, kw_only=True)
 
     @abc.abstractmethod
-    def __call__(self, x: Float[Array, "..."], condition: Float[Array, "..."] | None = None) -> Scalar:
+    def __call__(self, x: Any, condition: Float[Array, "..."] | None = None) -> Scalar:
         """E(x; condition) of one event, in nats.
 
         Args:
-            x: one event, shape `event_shape`.
+            x: one event, shape `event_shape`; with named parts a dictionary.
             condition: one condition, shape `condition_shape`; None where the energy is unconditional.
 
         Returns:

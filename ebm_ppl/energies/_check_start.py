@@ -1,19 +1,27 @@
 """Is every chain's starting position usable? Asked by the chain driver before the first step."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Float
 
 from ebm_ppl._checks import check_floating
 from ebm_ppl.energies._base import AbstractEnergy
-from ebm_ppl.energies._event import evaluate
+from ebm_ppl.energies._coordinate_energy import CoordinateEnergy, coordinate_energy
+from ebm_ppl.energies._coordinates import Coordinates, angular_parts
+from ebm_ppl.energies._event import check_condition, evaluate
 from ebm_ppl.energies._sum import check_energy_type
-from ebm_ppl.energies._trace import check_gradient, check_value, label
-from ebm_ppl.errors import EnergyShapeError, NonDifferentiableEnergyError, NonFiniteEnergyError
+from ebm_ppl.energies._support import describe_support
+from ebm_ppl.energies._trace import check_gradient, label
+from ebm_ppl.errors import EnergyShapeError, InvalidDataError, NonDifferentiableEnergyError, NonFiniteEnergyError
+
+MAX_REMEMBERED = 4096
+_DIFFERENTIABLE: set[str] = set()  # programs that were found to have a reverse-mode derivative
 
 
 def check_start(energy: AbstractEnergy, positions: Any, condition: Any = None, *, needs_gradient: bool = True) -> None:
@@ -41,11 +49,7 @@ def check_start(energy: AbstractEnergy, positions: Any, condition: Any = None, *
     References:
         Gelman, Vehtari, Simpson, et al. (2020). Bayesian workflow. arXiv:2011.01808
     """
-    starts = _check_static(energy, positions, condition, needs_gradient=needs_gradient)
-    values, gradients = values_and_gradients(energy, starts, condition, needs_gradient=needs_gradient)
-    _check_values(energy, starts, values, gradients)
-    if needs_gradient and not bool(jnp.any(gradients != 0)):
-        _check_zero_gradient(energy, starts, condition, np.asarray(values))
+    check_coordinates(*_coordinates_of(energy, positions, condition), needs_gradient=needs_gradient)
 
 
 def start_is_finite(
@@ -76,27 +80,111 @@ def start_is_finite(
     References:
         Gelman, Vehtari, Simpson, et al. (2020). Bayesian workflow. arXiv:2011.01808
     """
-    starts = _check_static(energy, positions, condition, needs_gradient=needs_gradient)
-    values, gradients = values_and_gradients(energy, starts, condition, needs_gradient=needs_gradient)
+    inner, starts, condition = _coordinates_of(energy, positions, condition)
+    return finite_coordinates(inner, starts, condition, needs_gradient=needs_gradient)
+
+
+def check_coordinates(energy: CoordinateEnergy, positions: Array, condition: Any, *, needs_gradient: bool) -> None:
+    """As `check_start`, for positions in the coordinates of the energy."""
+    _check_differentiable(energy, positions, condition, needs_gradient=needs_gradient)
+    values, gradients = values_and_gradients(energy, positions, condition, needs_gradient=needs_gradient)
+    _check_values(energy, positions, values, gradients)
+    if needs_gradient and not np.any(np.asarray(gradients) != 0):
+        _check_zero_gradient(energy, positions, condition, np.asarray(values))
+
+
+def finite_coordinates(
+    energy: CoordinateEnergy, positions: Array, condition: Any, *, needs_gradient: bool
+) -> Bool[Array, " chain"]:
+    """As `start_is_finite`, for positions in the coordinates of the energy."""
+    _check_differentiable(energy, positions, condition, needs_gradient=needs_gradient)
+    values, gradients = values_and_gradients(energy, positions, condition, needs_gradient=needs_gradient)
     return jnp.isfinite(values) & _finite_rows(gradients)
 
 
-def _check_static(energy: AbstractEnergy, positions: Any, condition: Any, *, needs_gradient: bool) -> Array:
-    check_energy_type("energy", energy)
-    starts = check_floating("positions", positions)
-    shape = energy.event_shape
-    if starts.ndim != len(shape) + 1 or starts.shape[1:] != shape or starts.shape[0] == 0:
-        expected = "(chain, " + ", ".join(map(str, shape)) + ")" if shape else "(chain,)"
-        raise EnergyShapeError(
-            f"`positions` must have shape {expected}, at least one chain, for an energy of event_shape {shape}; "
-            f"got {starts.shape}."
+def event_rows(
+    energy: CoordinateEnergy, name: str, positions: Any, num_rows: int | None = None, *, axis: str = "chain"
+) -> Array:
+    """Events `(row, *event_shape)` in the coordinates of `energy`, checked: dtype, shape, support.
+
+    Raises:
+        EnergyDtypeError: not floating-point.
+        EnergyShapeError: not rows of events, or not `num_rows` of them.
+        InvalidDataError: an event lies outside the support, or on its boundary; names the row.
+    """
+    coordinates = energy.coordinates
+    parts, shapes = _floating_parts(name, positions, coordinates.event_shape)
+    expected = num_rows if num_rows is not None else (jnp.shape(parts[0])[0] if jnp.ndim(parts[0]) else 0)
+    for part, (label_, shape) in zip(parts, shapes, strict=True):
+        if part.shape != (expected, *shape) or expected == 0:
+            count = axis if num_rows is None else str(num_rows)
+            wanted = f"({', '.join([count, *map(str, shape)])})" if shape else f"({count},)"
+            raise EnergyShapeError(f"`{label_}` must have shape {wanted}, at least one {axis}; got {part.shape}.")
+    if coordinates.is_identity:
+        return parts[0]
+    rows = dict(zip(coordinates.event_shape, parts, strict=True)) if energy.target.parts else parts[0]
+    z = jax.vmap(coordinates.to_coordinates)(rows)
+    _check_inside(name, coordinates, rows, z)
+    return z
+
+
+def _floating_parts(name: str, positions: Any, event_shape: Any) -> tuple[list[Array], list[tuple[str, Any]]]:
+    if not isinstance(event_shape, Mapping):
+        if isinstance(positions, Mapping):
+            raise EnergyShapeError(
+                f"`{name}` must be an array for an energy of event_shape {event_shape}; got a dictionary."
+            )
+        return [check_floating(name, positions)], [(name, event_shape)]
+    if not isinstance(positions, Mapping) or set(positions) != set(event_shape):
+        got = sorted(positions) if isinstance(positions, Mapping) else type(positions).__name__
+        raise EnergyShapeError(f"`{name}` must be a dictionary with the parts {list(event_shape)}; got {got}.")
+    labels = [(f"{name}[{part!r}]", shape) for part, shape in event_shape.items()]
+    return [check_floating(f"{name}[{part!r}]", positions[part]) for part in event_shape], labels
+
+
+def _check_inside(name: str, coordinates: Coordinates, rows: Any, z: Array) -> None:
+    """Concrete events must have finite coordinates, and be where their coordinates say."""
+    if isinstance(z, Tracer):
+        return
+    back = jax.vmap(coordinates.to_event)(z)
+    tolerance = 1e3 * float(jnp.finfo(z.dtype).eps)
+    bad = ~np.isfinite(np.asarray(z)).all(axis=1)
+    angular = jax.tree.leaves(angular_parts(coordinates))
+    for one, other, is_angle in zip(jax.tree.leaves(back), jax.tree.leaves(rows), angular, strict=True):
+        found, given = np.asarray(one, np.float64), np.asarray(other, np.float64)
+        difference = np.abs(found - given)
+        if is_angle:
+            difference = np.abs(np.remainder(difference + np.pi, 2 * np.pi) - np.pi)
+        off = ~(difference <= tolerance * (1 + np.abs(given)))
+        bad |= off.reshape(len(off), -1).any(axis=1)
+    if bad.any():
+        row = int(np.argmax(bad))
+        where = jax.tree.map(lambda leaf: leaf[row], rows)
+        raise InvalidDataError(
+            f"`{name}` must lie inside the support {describe_support(coordinates.support)}; row {row} is "
+            f"{jax.tree.map(show, where)}, {int(bad.sum())} of {bad.size} rows concerned."
         )
-    event = jax.ShapeDtypeStruct(shape, starts.dtype)
+
+
+def _coordinates_of(energy: AbstractEnergy, positions: Any, condition: Any) -> tuple[CoordinateEnergy, Array, Any]:
+    check_energy_type("energy", energy)
+    parts, _ = _floating_parts("positions", positions, energy.event_shape)
+    inner = coordinate_energy(energy, parts[0].dtype)
+    starts = event_rows(inner, "positions", positions)
+    condition = None if condition is None else jnp.asarray(condition)
     one = condition[0] if _per_chain(energy, condition) else condition
-    check_value(energy, event, one)
-    if needs_gradient:
-        check_gradient(energy, event, one)
-    return starts
+    check_condition(label(energy), energy.condition_shape, one)
+    return inner, starts, condition
+
+
+def _check_differentiable(energy: CoordinateEnergy, positions: Array, condition: Any, *, needs_gradient: bool) -> None:
+    if not needs_gradient or energy.target.program_fingerprint in _DIFFERENTIABLE:
+        return
+    event = jax.ShapeDtypeStruct(energy.event_shape, positions.dtype)
+    check_gradient(energy, event, condition[0] if _per_chain(energy, condition) else condition)
+    if len(_DIFFERENTIABLE) >= MAX_REMEMBERED:
+        _DIFFERENTIABLE.clear()
+    _DIFFERENTIABLE.add(energy.target.program_fingerprint)
 
 
 def _per_chain(energy: AbstractEnergy, condition: Any) -> bool:
@@ -127,7 +215,7 @@ def _check_values(energy: AbstractEnergy, positions: Array, values: Array, gradi
     chain = int(np.argmax(bad))
     what, why = describe_nonfinite(values[chain], gradients[chain])
     raise NonFiniteEnergyError(
-        f"`{label(energy)}` {what} at the starting position of chain {chain}, {show(positions[chain])}; "
+        f"`{label(energy)}` {what} at the starting position of chain {chain}, {show_event(energy, positions[chain])}; "
         f"{int(bad.sum())} of {bad.size} chains concerned: {why}."
     )
 
@@ -165,6 +253,13 @@ def _check_zero_gradient(energy: AbstractEnergy, positions: Array, condition: An
             f"varies from {finite.min():.6g} to {finite.max():.6g}: "
             "look for round, floor, sign, a comparison or stop_gradient."
         )
+
+
+def show_event(energy: AbstractEnergy, position: Array) -> str:
+    """The event at a position in a message, in the user's variables."""
+    if isinstance(energy, CoordinateEnergy) and not energy.coordinates.is_identity:
+        return str(jax.tree.map(show, energy.coordinates.to_event(position)))
+    return show(position)
 
 
 def show(array: Array) -> str:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -13,6 +14,7 @@ from ebm_ppl._types import PRNGKey, Scalar
 from ebm_ppl.energies._base import AbstractEnergy
 from ebm_ppl.energies._event import check_event
 from ebm_ppl.energies._parameters import cast_floating
+from ebm_ppl.energies._support import check_support
 
 
 class ConvEnergy(AbstractEnergy):
@@ -28,6 +30,7 @@ class ConvEnergy(AbstractEnergy):
         channels: output channels of the convolutions, one entry per layer.
         key: JAX key for the initial weights.
         kernel_size: side of the square kernel, odd; padding keeps the borders in.
+        support: where exp(-E) is positive, one of `numpyro.distributions.constraints`; None: all reals.
         condition_shape: shape of one condition, or None.
         activation: applied elementwise after each convolution.
 
@@ -59,10 +62,12 @@ class ConvEnergy(AbstractEnergy):
         *,
         key: PRNGKey,
         kernel_size: int = 3,
+        support: Any = None,
         condition_shape: tuple[int, ...] | None = None,
         activation: Callable[[Array], Array] = jax.nn.silu,
     ) -> None:
         self.event_shape = check_event_shape(event_shape)
+        self.support = check_support(support, self.event_shape)
         if len(self.event_shape) not in (2, 3):
             raise ValueError(
                 f"`event_shape` must be (channels, height, width) or (height, width); got {self.event_shape}."

@@ -12,6 +12,7 @@ from ebm_ppl._types import PRNGKey, Scalar
 from ebm_ppl.energies._base import AbstractEnergy
 from ebm_ppl.energies._event import check_event, evaluate
 from ebm_ppl.energies._sum import check_energy_type
+from ebm_ppl.energies._support import common_support
 from ebm_ppl.errors import EnergyShapeError
 
 
@@ -29,6 +30,7 @@ class DataSumEnergy(AbstractEnergy):
     Raises:
         TypeError: if `prior` or `term` is not an energy.
         EnergyShapeError: if event shapes differ, `prior` is conditional, `term` is not, or `data` has another shape.
+        ValueError: if `prior` and `term` have different supports.
         InvalidDataError: if `data` is empty, not numeric or not finite.
 
     Example:
@@ -48,7 +50,7 @@ class DataSumEnergy(AbstractEnergy):
     term: AbstractEnergy
     data: Float[Array, "n ..."]
     weight: Float[Array, ""]
-    event_shape: tuple[int, ...] = eqx.field(static=True)
+    event_shape: Any = eqx.field(static=True)
 
     def __init__(self, prior: AbstractEnergy | Any, term: AbstractEnergy | Any, data: Any) -> None:
         check_energy_type("prior", prior)
@@ -65,8 +67,9 @@ class DataSumEnergy(AbstractEnergy):
         self.data = check_data("data", data, term.condition_shape)
         self.weight = jnp.ones((), self.data.dtype)
         self.event_shape, self.condition_shape = prior.event_shape, None
+        self.support = common_support([prior.support, term.support], ["prior", "term"])
 
-    def __call__(self, x: Float[Array, "..."], condition: Float[Array, "..."] | None = None) -> Scalar:
+    def __call__(self, x: Any, condition: Float[Array, "..."] | None = None) -> Scalar:
         """E(x) of one event, in nats, with all data."""
         dtype = check_event(self, x, condition)
         terms = jax.vmap(lambda y: evaluate(self.term, x, y).astype(dtype))(self.data.astype(dtype))

@@ -1,5 +1,6 @@
 """What every energy checks at trace time: the event and condition it is given, the scalar it returns."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -17,10 +18,18 @@ def compute_dtype(x: Any) -> np.dtype:
 
     Sums over an event lose all digits in bfloat16 or float16, hence the exception.
     """
-    dtype = jnp.result_type(x)
-    if not jnp.issubdtype(dtype, jnp.floating):
-        raise EnergyDtypeError(f"an event must be floating-point; got dtype {dtype}: cast it with .astype(float).")
-    return np.dtype(np.float64 if dtype == np.float64 else np.float32)
+    dtypes = {np.dtype(jnp.result_type(leaf)) for leaf in (x.values() if isinstance(x, Mapping) else (x,))}
+    for dtype in dtypes:
+        if not jnp.issubdtype(dtype, jnp.floating):
+            raise EnergyDtypeError(f"an event must be floating-point; got dtype {dtype}: cast it with .astype(float).")
+    return np.dtype(np.float64 if np.dtype(np.float64) in dtypes else np.float32)
+
+
+def event_structure(event_shape: Any, dtype: Any) -> Any:
+    """One abstract event of this shape: a `jax.ShapeDtypeStruct`, or a dictionary of them."""
+    if isinstance(event_shape, Mapping):
+        return {name: jax.ShapeDtypeStruct(shape, dtype) for name, shape in event_shape.items()}
+    return jax.ShapeDtypeStruct(event_shape, dtype)
 
 
 def check_event(energy: AbstractEnergy, x: Any, condition: Any = None) -> np.dtype:
@@ -29,7 +38,13 @@ def check_event(energy: AbstractEnergy, x: Any, condition: Any = None) -> np.dty
     Costs nothing at run time: it looks at static shapes only.
     """
     name = type(energy).__name__
-    if jnp.shape(x) != energy.event_shape:
+    if isinstance(energy.event_shape, Mapping):
+        _check_parts(name, energy.event_shape, x)
+    elif isinstance(x, Mapping):
+        raise EnergyShapeError(
+            f"`{name}` is the energy of one event of shape {energy.event_shape}; got a dictionary of {sorted(x)}."
+        )
+    elif jnp.shape(x) != energy.event_shape:
         raise EnergyShapeError(
             f"`{name}` is the energy of one event of shape {energy.event_shape}; got {jnp.shape(x)}: "
             "use jax.vmap for a batch."
@@ -37,6 +52,23 @@ def check_event(energy: AbstractEnergy, x: Any, condition: Any = None) -> np.dty
     dtype = compute_dtype(x)
     check_condition(name, energy.condition_shape, condition)
     return dtype
+
+
+def _check_parts(name: str, event_shape: Mapping[str, tuple[int, ...]], x: Any) -> None:
+    parts = list(event_shape)
+    if not isinstance(x, Mapping):
+        raise EnergyShapeError(
+            f"`{name}` is the energy of one event with the parts {parts}; got an array of shape {jnp.shape(x)}: pass a "
+            "dictionary."
+        )
+    if set(x) != set(parts):
+        raise EnergyShapeError(f"`{name}` is the energy of one event with the parts {parts}; got {sorted(x)}.")
+    for part, shape in event_shape.items():
+        if jnp.shape(x[part]) != shape:
+            raise EnergyShapeError(
+                f"`{name}` needs part {part!r} of an event in shape {shape}; got {jnp.shape(x[part])}: use jax.vmap "
+                "for a batch."
+            )
 
 
 def check_condition(name: str, condition_shape: tuple[int, ...] | None, condition: Any) -> None:
@@ -76,6 +108,6 @@ def describe(value: Any) -> str:
     return f"a {type(value).__name__}"
 
 
-def evaluate(energy: AbstractEnergy, x: Array, condition: Array | None = None) -> Scalar:
+def evaluate(energy: AbstractEnergy, x: Any, condition: Array | None = None) -> Scalar:
     """E(x; condition), checked to be a floating scalar: for energies that users write themselves."""
     return as_scalar(type(energy).__name__, energy(x, condition), compute_dtype(x))

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array
 
@@ -11,13 +10,13 @@ from ebm_ppl.energies._base import AbstractEnergy
 from ebm_ppl.energies._data_sum import DataSumEnergy
 from ebm_ppl.energies._event import check_condition, check_event, evaluate
 from ebm_ppl.energies._sum import check_energy_type
+from ebm_ppl.energies._target import AbstractLogDensity
 
 
-class LogDensity(eqx.Module):
+class LogDensity(AbstractLogDensity):
     """x -> -E(x; condition), as a module: `log_density` builds it.
 
-    As a pytree it passes through `eqx.filter_jit`, where an equal structure is a cache hit. As a callable it is hashed
-    by identity, because JAX's control flow hashes the functions it is given and arrays have no hash.
+    A function of events; `Target` is the one of coordinates, which compiled code is looked up by.
 
     References:
         Cabezas, Corenflos, Lao, Louf (2024). BlackJAX: composable Bayesian inference in JAX. arXiv:2402.10797
@@ -58,12 +57,6 @@ class LogDensity(eqx.Module):
         log_scale = jnp.log(noise_scale).astype(self.condition.dtype)
         condition = log_scale if self.condition.ndim == 0 else self.condition.at[0].set(log_scale)
         return LogDensity(self.energy, condition)
-
-    def __hash__(self) -> int:
-        return id(self)
-
-    def __eq__(self, other: object) -> bool:
-        return self is other
 
 
 def log_density(energy: AbstractEnergy, condition: Any = None) -> LogDensity:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -13,6 +14,7 @@ from ebm_ppl._types import PRNGKey, Scalar
 from ebm_ppl.energies._base import AbstractEnergy
 from ebm_ppl.energies._event import check_event
 from ebm_ppl.energies._parameters import cast_floating
+from ebm_ppl.energies._support import check_support
 
 
 class MLPEnergy(AbstractEnergy):
@@ -29,6 +31,7 @@ class MLPEnergy(AbstractEnergy):
         width: units of each hidden layer.
         depth: number of hidden layers, at least 1.
         key: JAX key for the initial weights.
+        support: where exp(-E) is positive, one of `numpyro.distributions.constraints`; None: all reals.
         condition_shape: shape of one condition, flattened and appended to the event; None: unconditional.
         activation: applied elementwise after each hidden layer. Score matching differentiates twice: with
             `jax.nn.relu` the Laplacian of E is zero almost everywhere and its loss meaningless; choose a smooth one.
@@ -59,12 +62,14 @@ class MLPEnergy(AbstractEnergy):
         depth: int = 2,
         *,
         key: PRNGKey,
+        support: Any = None,
         condition_shape: tuple[int, ...] | None = None,
         activation: Callable[[Array], Array] = jax.nn.silu,
     ) -> None:
         if not callable(activation):
             raise TypeError(f"`activation` must be callable; got {type(activation).__name__}.")
         self.event_shape = check_event_shape(event_shape)
+        self.support = check_support(support, self.event_shape)
         if condition_shape is not None:
             condition_shape = check_event_shape(condition_shape, "condition_shape")
         self.condition_shape = condition_shape

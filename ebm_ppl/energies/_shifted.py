@@ -42,7 +42,7 @@ class ShiftedEnergy(AbstractEnergy):
 
     energy: AbstractEnergy
     log_normalizer: Float[Array, ""]
-    event_shape: tuple[int, ...] = eqx.field(static=True)
+    event_shape: Any = eqx.field(static=True)
     condition_shape: tuple[int, ...] | None = eqx.field(static=True, default=None, kw_only=True)
 
     def __init__(self, energy: AbstractEnergy, log_normalizer: Any = 0.0) -> None:
@@ -50,8 +50,9 @@ class ShiftedEnergy(AbstractEnergy):
         self.energy = energy
         self.log_normalizer = as_parameter("log_normalizer", log_normalizer, 0)
         self.event_shape, self.condition_shape = energy.event_shape, energy.condition_shape
+        self.support = energy.support
 
-    def __call__(self, x: Float[Array, "..."], condition: Float[Array, "..."] | None = None) -> Scalar:
+    def __call__(self, x: Any, condition: Float[Array, "..."] | None = None) -> Scalar:
         """E(x; condition) + log_normalizer of one event, in nats."""
         dtype = check_event(self, x, condition)
         return evaluate(self.energy, x, condition).astype(dtype) + self.log_normalizer.astype(dtype)

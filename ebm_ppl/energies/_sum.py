@@ -1,5 +1,7 @@
 """Energies add, densities multiply."""
 
+from typing import Any
+
 import equinox as eqx
 from jaxtyping import Array, Float
 
@@ -7,6 +9,7 @@ from ebm_ppl._checks import what_came
 from ebm_ppl._types import Scalar
 from ebm_ppl.energies._base import AbstractEnergy
 from ebm_ppl.energies._event import check_event, evaluate
+from ebm_ppl.energies._support import common_support
 from ebm_ppl.errors import EnergyShapeError
 
 
@@ -19,7 +22,7 @@ class SumEnergy(AbstractEnergy):
         energies: at least one; all of one `event_shape`, and those that are conditional of one `condition_shape`.
 
     Raises:
-        ValueError: if there is no member.
+        ValueError: if there is no member, or two have different supports.
         TypeError: if a member is not an energy.
         EnergyShapeError: if the shapes of two members differ.
 
@@ -36,7 +39,7 @@ class SumEnergy(AbstractEnergy):
     """
 
     energies: tuple[AbstractEnergy, ...]
-    event_shape: tuple[int, ...] = eqx.field(static=True)
+    event_shape: Any = eqx.field(static=True)
     condition_shape: tuple[int, ...] | None = eqx.field(static=True, default=None, kw_only=True)
 
     def __init__(self, *energies: AbstractEnergy) -> None:
@@ -56,8 +59,10 @@ class SumEnergy(AbstractEnergy):
         self.energies = energies
         self.event_shape = energies[0].event_shape
         self.condition_shape = next(iter(conditional.values()), None)
+        names = [f"energies[{index}]" for index in range(len(energies))]
+        self.support = common_support([energy.support for energy in energies], names)
 
-    def __call__(self, x: Float[Array, "..."], condition: Float[Array, "..."] | None = None) -> Scalar:
+    def __call__(self, x: Any, condition: Float[Array, "..."] | None = None) -> Scalar:
         """E(x; condition) of one event, in nats."""
         dtype = check_event(self, x, condition)
         terms = [

@@ -41,7 +41,7 @@ class TemperedEnergy(AbstractEnergy):
 
     energy: AbstractEnergy
     inverse_temperature: Float[Array, ""]
-    event_shape: tuple[int, ...] = eqx.field(static=True)
+    event_shape: Any = eqx.field(static=True)
     condition_shape: tuple[int, ...] | None = eqx.field(static=True, default=None, kw_only=True)
 
     def __init__(self, energy: AbstractEnergy, inverse_temperature: Any) -> None:
@@ -52,8 +52,9 @@ class TemperedEnergy(AbstractEnergy):
         if host is not None and not np.all(host >= 0):
             raise ValueError(f"`inverse_temperature` must be non-negative; got {inverse_temperature!r}.")
         self.event_shape, self.condition_shape = energy.event_shape, energy.condition_shape
+        self.support = energy.support
 
-    def __call__(self, x: Float[Array, "..."], condition: Float[Array, "..."] | None = None) -> Scalar:
+    def __call__(self, x: Any, condition: Float[Array, "..."] | None = None) -> Scalar:
         """E(x; condition) of one event, in nats."""
         dtype = check_event(self, x, condition)
         return self.inverse_temperature.astype(dtype) * evaluate(self.energy, x, condition).astype(dtype)

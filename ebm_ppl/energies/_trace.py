@@ -56,6 +56,9 @@ def check_gradient(energy: AbstractEnergy, x: Any, condition: Any = None) -> Non
 
 def label(energy: AbstractEnergy) -> str:
     """How messages call an energy: its class, and the function where it wraps one."""
+    known = getattr(energy, "name", None)  # a traced energy has the name of what was traced
+    if isinstance(known, str):
+        return known
     name = type(energy).__name__
     fn = getattr(energy, "fn", None)
     return f"{name}({getattr(fn, '__name__', type(fn).__name__)})" if fn is not None else name

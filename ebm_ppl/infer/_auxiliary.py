@@ -10,6 +10,7 @@ from jaxtyping import Array
 
 from ebm_ppl.distributions._energy_distribution import EnergyDistribution
 from ebm_ppl.distributions._events import EventDensity, map_events
+from ebm_ppl.energies._coordinates import Coordinates
 from ebm_ppl.kernels import AbstractKernel
 from ebm_ppl.kernels._base import with_step_size
 
@@ -125,7 +126,9 @@ class ExchangePotential:
         return log_ratio / (self.num_bridges + 1), drawn, rate
 
     def _chain(self, density: Any, key: Array, x: Array, step_size: Array, num_steps: int) -> tuple[Array, Array]:
-        """Where `num_steps` inner transitions from x lead, and their mean acceptance rate (NaN where undefined).
+        """The event after `num_steps` inner transitions from x, and their mean acceptance rate (NaN where undefined).
+
+        The chain moves in the real coordinates of the support, the Jacobian included.
 
         The step size is one for all: tuned chain by chain, it would depend on where a chain starts, which is at the
         data, and those that start far out would forget least.
@@ -133,7 +136,13 @@ class ExchangePotential:
         if self.inner_kernel is None:
             raise ValueError("bridges need an `inner_kernel`.")
         kernel = with_step_size(self.inner_kernel, step_size.astype(x.dtype))
-        algorithm = kernel.build(density)
+        coordinates = Coordinates(x.shape, density.support)
+
+        def log_density(z: Array) -> Array:
+            event, log_jacobian = coordinates.to_event_and_log_jacobian(z)
+            return density(event) + log_jacobian
+
+        algorithm = kernel.build(log_density)
 
         def step(i: Array, carry: tuple[Any, Array]) -> tuple[Any, Array]:
             state, total = carry
@@ -141,16 +150,16 @@ class ExchangePotential:
             rate = kernel.stats(state, info).get("acceptance_rate", jnp.full_like(total, jnp.nan))
             return state, total + rate.astype(x.dtype)
 
-        start: Any = algorithm.init(x, jax.random.fold_in(key, num_steps))
+        start: Any = algorithm.init(coordinates.to_coordinates(x), jax.random.fold_in(key, num_steps))
         state, total = jax.lax.fori_loop(0, num_steps, step, (start, jnp.zeros((), x.dtype)))
-        return state.position, total / num_steps
+        return coordinates.to_event(state.position), total / num_steps
 
 
 class _Bridge:
     """The geometric mean of two densities: log f = (1 - weight) log f_new + weight log f_old."""
 
     def __init__(self, old: EventDensity, new: EventDensity, weight: Array) -> None:
-        self.old, self.new, self.weight = old, new, weight
+        self.old, self.new, self.weight, self.support = old, new, weight, new.support
 
     def __call__(self, x: Array) -> Array:
         return (1 - self.weight) * self.new(x) + self.weight * self.old(x)

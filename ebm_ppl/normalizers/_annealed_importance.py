@@ -10,12 +10,12 @@ import numpy as np
 from blackjax.smc import resampling
 from jaxtyping import Array, Float
 
-from ebm_ppl._checks import check_count, check_finite, check_floating
+from ebm_ppl._checks import check_count
 from ebm_ppl.energies import AbstractEnergy, AbstractReferenceEnergy
 from ebm_ppl.energies._known_density import KnownDensity
 from ebm_ppl.errors import EnergyShapeError, Problem
 from ebm_ppl.normalizers._estimate import LogNormalizerEstimate, finish
-from ebm_ppl.normalizers._inputs import check_base, check_rows
+from ebm_ppl.normalizers._inputs import Rows, check_base, check_rows
 from ebm_ppl.normalizers._path import AnnealingPath, Moved, Mover, check_mover
 from ebm_ppl.normalizers._tempered_smc import SMCRun, run_tempered_smc
 from ebm_ppl.normalizers._weights import WeightedMean, weight_problems, weighted_mean
@@ -105,35 +105,34 @@ def annealed_importance(
         arXiv:1511.02543
     """
     rows = check_rows(energy, key, condition)
-    base = check_base("reference", reference, energy)
+    base = check_base("reference", reference, rows.energy)
     mover = check_mover(kernel, check_count("num_steps", num_steps))
+    exact = draws is None and isinstance(energy, AbstractReferenceEnergy) and energy.support is None
     runs = annealed_runs(
-        energy,
+        rows.energy,
         base,
         mover,
         rows.keys,
         rows.conditions,
-        _check_draws(draws, energy, len(rows), batched=rows.batched),
+        _check_draws(draws, rows),
         num_temperatures=check_count("num_temperatures", num_temperatures),
         num_samples=check_count("num_samples", num_samples, 2),
         num_pilot=check_count("num_pilot", num_pilot, 2),
         reverse=bool(reverse),
-        exact=draws is None and isinstance(energy, AbstractReferenceEnergy),
+        exact=energy if exact else None,
     )
-    given = draws is not None or isinstance(energy, AbstractReferenceEnergy)
+    given = draws is not None or exact
     return finish(estimate_from_annealing(runs, independent=given), batched=rows.batched, strict=strict)
 
 
-def _check_draws(draws: Any, energy: AbstractEnergy, count: int, *, batched: bool) -> Array | None:
+def _check_draws(draws: Any, rows: Rows) -> Array | None:
+    """`(row, n, ...)` draws of the energy in its coordinates."""
     if draws is None:
         return None
-    array = check_floating("draws", draws)
-    array = array if batched else array[None]
-    if array.ndim != 2 + len(energy.event_shape) or array.shape[0] != count or array.shape[2:] != energy.event_shape:
-        leading = "(condition, n" if batched else "(n"
-        shape = ", ".join([leading, *map(str, energy.event_shape)]) + ")"
-        raise EnergyShapeError(f"`draws` must have shape {shape}; got {np.shape(draws)}.")
-    check_finite("draws", array)
+    array = rows.coordinates_of("draws", draws, 2 if rows.batched else 1)
+    array = array if rows.batched else array[None]
+    if array.shape[0] != len(rows):
+        raise EnergyShapeError(f"`draws` must have one entry per condition, {len(rows)}; got {array.shape[0]}.")
     return array.astype(jnp.result_type(float))
 
 
@@ -150,9 +149,9 @@ def annealed_runs(
     num_samples: int,
     num_pilot: int,
     reverse: bool,
-    exact: bool,
+    exact: AbstractReferenceEnergy | None,
 ) -> AnnealedRun:
-    """One run per row; every field has a leading axis `row`."""
+    """One run per row; every field has a leading axis `row`. `exact`: the energy itself, where it can be drawn."""
 
     def one(key: Array, condition: Array | None, draws: Array | None) -> AnnealedRun:
         path = AnnealingPath(energy, base, condition)
@@ -170,8 +169,8 @@ def annealed_runs(
         ends, forward = _anneal(path, mover, forward_key, x, schedule)
         if not reverse:
             return AnnealedRun(forward, None, inside, pilot.reached)
-        if exact and isinstance(energy, AbstractReferenceEnergy):
-            draws = energy.sample(end_key, (num_samples,)).astype(x.dtype)
+        if exact is not None:
+            draws = exact.sample(end_key, (num_samples,)).astype(x.dtype)
         elif draws is None:
             draws = _resampled(path, mover, end_key, ends, forward, schedule)
         backward = _anneal(path, mover, reverse_key, draws, _reversed(schedule))[1]

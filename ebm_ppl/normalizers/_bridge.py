@@ -1,6 +1,7 @@
 """Optimal bridge sampling between a proposal and draws of the energy."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import equinox as eqx
@@ -9,14 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ebm_ppl._checks import check_count, check_finite, check_floating
+from ebm_ppl._checks import check_count, check_floating
 from ebm_ppl.energies import AbstractEnergy, Gaussian
+from ebm_ppl.energies._check_start import event_rows
 from ebm_ppl.energies._event import evaluate
 from ebm_ppl.energies._known_density import KnownDensity
 from ebm_ppl.errors import EnergyShapeError, Problem
 from ebm_ppl.normalizers._chains import effective_size, split_rhat
 from ebm_ppl.normalizers._estimate import LogNormalizerEstimate, finish
 from ebm_ppl.normalizers._inputs import Rows, check_base, check_rows
+from ebm_ppl.normalizers._path import check_invariant
 from ebm_ppl.normalizers._weights import FEW, log_sum, nonfinite_problems, rounding_error
 from ebm_ppl.sampling import Draws, sample
 
@@ -78,7 +81,7 @@ def bridge(
     Raises:
         KeyArgumentError: `key` is not one JAX key.
         EnergyShapeError: proposal, draws or condition do not fit the energy.
-        ValueError: a number is out of range.
+        ValueError: a number is out of range, or the kernel (that of given `Draws` too) has no Metropolis correction.
         LogNormalizerError: `strict=True` and there is a problem.
 
     Example:
@@ -98,13 +101,13 @@ def bridge(
         81, 80-97. doi:10.1016/j.jmp.2017.09.005
     """
     rows = check_rows(energy, key, condition)
-    base = None if proposal is None else check_base("proposal", proposal, energy)
+    base = None if proposal is None else check_base("proposal", proposal, rows.energy)
+    check_invariant("kernel", kernel)
     count = None if num_proposals is None else check_count("num_proposals", num_proposals, 2)
     problems: tuple[Problem, ...] = ()
     if draws is None:
         num_chains = check_count("num_chains", num_chains)
         positions, problems = _sampled(
-            energy,
             rows,
             num_chains,
             initial_positions,
@@ -114,29 +117,26 @@ def bridge(
             progress_bar=progress_bar,
         )
     else:
-        positions = _check_draws(draws, energy, rows)
+        positions = _check_draws(draws, rows)
         if isinstance(draws, Draws):
             problems = draws.problems
     used, at_draws, at_proposals = bridge_terms(
-        energy, base, rows.keys, rows.conditions, positions, num_proposals=count
+        rows.energy, base, rows.keys, rows.conditions, positions, num_proposals=count
     )
     estimate = estimate_from_bridge(np.asarray(used), np.asarray(at_draws), np.asarray(at_proposals), problems)
     return finish(estimate, batched=rows.batched, strict=strict)
 
 
-def _sampled(
-    energy: AbstractEnergy, rows: Rows, num_chains: int, initial_positions: Any, **settings: Any
-) -> tuple[Array, tuple[Problem, ...]]:
+def _sampled(rows: Rows, num_chains: int, initial_positions: Any, **settings: Any) -> tuple[Array, tuple[Problem, ...]]:
     """`(row, chain, draw, *event)`, all conditions in one program."""
     count = len(rows)
     conditions = None if rows.conditions is None else jnp.repeat(rows.conditions, num_chains, axis=0)
     if initial_positions is not None:
-        initial_positions = jnp.tile(
-            check_floating("initial_positions", initial_positions), (count, *(1 for _ in energy.event_shape))
-        )
+        starts = event_rows(rows.energy, "initial_positions", initial_positions, num_chains)
+        initial_positions = jnp.tile(starts, (count, *(1 for _ in starts.shape[1:])))
     key = jax.random.fold_in(rows.keys[0], DRAW)
     draws = sample(
-        energy,
+        rows.energy,
         key=key,
         num_chains=num_chains * count,
         initial_positions=initial_positions,
@@ -153,18 +153,24 @@ def _sampled(
     return positions, problems
 
 
-def _check_draws(draws: Any, energy: AbstractEnergy, rows: Rows) -> Array:
-    """`(row, chain, draw, *event)`."""
-    array = jnp.asarray(draws.positions) if isinstance(draws, Draws) else check_floating("draws", draws)
+def _check_draws(draws: Any, rows: Rows) -> Array:
+    """`(row, chain, draw, ...)` draws of the energy in its coordinates."""
+    if isinstance(draws, Draws):
+        check_invariant("draws", draws.kernel)
+        draws = draws.positions
+    shape = rows.energy.coordinates.event_shape
+    if not isinstance(shape, Mapping):
+        draws = check_floating("draws", draws)
+        if draws.ndim != 2 + rows.batched + len(shape) or draws.shape[2 + rows.batched :] != shape:
+            leading = ("(condition, chain, draw", "(chain, draw")[not rows.batched]
+            expected = ", ".join([leading, *map(str, shape)]) + ")"
+            raise EnergyShapeError(f"`draws` must have shape {expected}; got {draws.shape}.")
+    array = rows.coordinates_of("draws", draws, 3 if rows.batched else 2)
     array = array if rows.batched else array[None]
-    shape = energy.event_shape
-    if array.ndim != 3 + len(shape) or array.shape[0] != len(rows) or array.shape[3:] != shape:
-        leading = ("(condition, chain, draw", "(chain, draw")[not rows.batched]
-        expected = ", ".join([leading, *map(str, shape)]) + ")"
-        raise EnergyShapeError(f"`draws` must have shape {expected}; got {array.shape[not rows.batched :]}.")
+    if array.shape[0] != len(rows):
+        raise EnergyShapeError(f"`draws` must have one entry per condition, {len(rows)}; got {array.shape[0]}.")
     if array.shape[2] < MIN_DRAWS:
         raise ValueError(f"`draws` must have at least {MIN_DRAWS} draws per chain; got {array.shape[2]}.")
-    check_finite("draws", array)
     return array
 
 

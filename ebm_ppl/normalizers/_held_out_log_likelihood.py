@@ -1,6 +1,7 @@
 """How well a normalised energy predicts data that it has not seen."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import equinox as eqx
@@ -9,10 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ebm_ppl._checks import check_condition, check_data
+from ebm_ppl._checks import check_condition, check_data, check_floating
 from ebm_ppl.energies import AbstractEnergy
+from ebm_ppl.energies._check_start import event_rows
+from ebm_ppl.energies._coordinate_energy import coordinate_energy
 from ebm_ppl.energies._event import evaluate
 from ebm_ppl.energies._sum import check_energy_type
+from ebm_ppl.energies._traced import traced
 from ebm_ppl.errors import EnergyShapeError, Problem
 from ebm_ppl.normalizers._estimate import LogNormalizerEstimate
 
@@ -64,7 +68,7 @@ def held_out_log_likelihood(
 
     Args:
         energy: E, nats.
-        data: `(n, *event_shape)`, not used in training.
+        data: `(n, *event_shape)` (with named parts a dictionary), not used in training.
         log_normalizer: a `LogNormalizerEstimate` of this energy, or an exact log Z in nats. With a condition for every
             event, one estimate per event (`ebm.log_normalizer(energy, condition=condition, ...)`).
         condition: for conditional energies: one for all events, or `(n, *condition_shape)`.
@@ -74,7 +78,7 @@ def held_out_log_likelihood(
 
     Raises:
         EnergyShapeError: data, condition or the number of estimates do not fit.
-        InvalidDataError: data are empty or not finite.
+        InvalidDataError: data are empty, not finite, or outside the support.
         ValueError: `log_normalizer` is not finite.
 
     Example:
@@ -89,24 +93,30 @@ def held_out_log_likelihood(
         score). doi:10.1111/j.2517-6161.1952.tb00104.x
     """
     check_energy_type("energy", energy)
-    x = check_data("data", data, energy.event_shape)
-    checked = check_condition(condition, energy.condition_shape, len(x))
-    value, error, problems = _log_z(log_normalizer, len(x))
+    if energy.support is None and not isinstance(energy.event_shape, Mapping):
+        x = check_data("data", data, energy.event_shape)
+    else:
+        event_rows(coordinate_energy(energy), "data", data, axis="n")
+        x = jax.tree.map(lambda part: check_floating("data", part), data)
+    energy = traced(energy, jax.tree.leaves(x)[0].dtype)
+    count = len(jax.tree.leaves(x)[0])
+    checked = check_condition(condition, energy.condition_shape, count)
+    value, error, problems = _log_z(log_normalizer, count)
     one = isinstance(log_normalizer, LogNormalizerEstimate) and np.ndim(value) == 0
     if one and checked is not None and checked.shape != energy.condition_shape and (checked != checked[:1]).any():
         raise EnergyShapeError(
-            f"`log_normalizer` is an estimate for one condition, and the {len(x)} events have several: give one for "
+            f"`log_normalizer` is an estimate for one condition, and the {count} events have several: give one for "
             "each, ebm.log_normalizer(energy, condition=condition, ...)."
         )
     pointwise = -np.asarray(_energies(energy, x, checked), np.float64) - value
     outside = int(np.count_nonzero(np.isneginf(pointwise)))
     if outside:
-        advice = f"{outside} of {len(x)} events have density zero: the mean is minus infinity."
+        advice = f"{outside} of {count} events have density zero: the mean is minus infinity."
         problems = (*problems, Problem("OUTSIDE_SUPPORT", advice, None, float(outside)))
-    from_log_z = float(error) if np.ndim(error) == 0 else float(np.sqrt(np.sum(error**2)) / len(x))
+    from_log_z = float(error) if np.ndim(error) == 0 else float(np.sqrt(np.sum(error**2)) / count)
     from_data = float("nan")
-    if len(x) > 1 and not outside:
-        from_data = float(pointwise.std(ddof=1) / np.sqrt(len(x)))
+    if count > 1 and not outside:
+        from_data = float(pointwise.std(ddof=1) / np.sqrt(count))
     total = float(np.hypot(from_data, from_log_z))
     return HeldOutLogLikelihood(float(pointwise.mean()), total, from_data, from_log_z, pointwise, problems)
 
@@ -127,7 +137,8 @@ def _log_z(given: Any, num_events: int) -> tuple[Any, Any, tuple[Problem, ...]]:
 
 
 @eqx.filter_jit
-def _energies(energy: AbstractEnergy, x: Array, condition: Array | None) -> Float[Array, " n"]:
+def _energies(energy: AbstractEnergy, x: Any, condition: Array | None) -> Float[Array, " n"]:
+    size = min(BATCH, len(jax.tree.leaves(x)[0]))
     if condition is not None and condition.shape != energy.condition_shape:
-        return jax.lax.map(lambda pair: evaluate(energy, *pair), (x, condition), batch_size=min(BATCH, len(x)))
-    return jax.lax.map(lambda event: jnp.asarray(evaluate(energy, event, condition)), x, batch_size=min(BATCH, len(x)))
+        return jax.lax.map(lambda pair: evaluate(energy, *pair), (x, condition), batch_size=size)
+    return jax.lax.map(lambda event: jnp.asarray(evaluate(energy, event, condition)), x, batch_size=size)

@@ -35,7 +35,8 @@ def importance(
     Args:
         energy: E, nats.
         proposal: q: a reference energy, a NumPyro distribution or a FlowJAX flow (a conditional one is given the
-            condition); by default N(0, 3^2) in every coordinate.
+            condition), in the real coordinates of the energy's support (the event itself where it has none); by
+            default N(0, 3^2) in every coordinate.
         key: one JAX key.
         num_samples: draws from q, per condition; at least 2.
         condition: for conditional energies: one condition, or several along a leading axis.
@@ -62,9 +63,9 @@ def importance(
         Research 25(72), 1-58. arXiv:1507.02646
     """
     rows = check_rows(energy, key, condition)
-    base = check_base("proposal", proposal, energy)
+    base = check_base("proposal", proposal, rows.energy)
     num_samples = check_count("num_samples", num_samples, 2)
-    _, log_weights = draws_and_log_weights(energy, base, rows.keys, rows.conditions, num_samples=num_samples)
+    _, log_weights = draws_and_log_weights(rows.energy, base, rows.keys, rows.conditions, num_samples=num_samples)
     return finish(estimate_from_weights(np.asarray(log_weights)), batched=rows.batched, strict=strict)
 
 

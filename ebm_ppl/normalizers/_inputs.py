@@ -9,26 +9,40 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
-from ebm_ppl._checks import check_condition, check_key
+from ebm_ppl._checks import check_condition, check_finite, check_floating, check_key
 from ebm_ppl._types import Scalar
-from ebm_ppl.energies import AbstractEnergy, AbstractReferenceEnergy, Gaussian
+from ebm_ppl.energies import AbstractEnergy, AbstractReferenceEnergy, DiagonalGaussian
+from ebm_ppl.energies._check_start import event_rows
+from ebm_ppl.energies._coordinate_energy import CoordinateEnergy, coordinate_energy
 from ebm_ppl.energies._event import evaluate
 from ebm_ppl.energies._known_density import KnownDensity, check_known_density
 from ebm_ppl.energies._sum import check_energy_type
 from ebm_ppl.errors import EnergyShapeError
 
-DEFAULT_VARIANCE = 9.0  # that of `parallel_tempering`: N(0, 3^2) in every coordinate
+DEFAULT_SCALE = 3.0  # that of `parallel_tempering`: N(0, 3^2) in every coordinate
 
 
 class Rows(NamedTuple):
-    """One row per condition: its key and the condition itself (None for an unconditional energy)."""
+    """The energy in real coordinates, and one row per condition: its key and the condition (None: unconditional)."""
 
+    energy: CoordinateEnergy
     keys: Array
     conditions: Array | None
     batched: bool
 
     def __len__(self) -> int:
         return len(self.keys)
+
+    def coordinates_of(self, name: str, events: Any, leading: int) -> Array:
+        """Given events, behind `leading` axes, in the coordinates of the energy."""
+        leaves = [check_floating(name, leaf) for leaf in jax.tree.leaves(events)]
+        if not leaves or any(leaf.ndim < leading for leaf in leaves):
+            raise EnergyShapeError(f"`{name}` must have at least {leading} axes in front of those of an event.")
+        lead = leaves[0].shape[:leading]
+        flat = jax.tree.map(lambda leaf: check_floating(name, leaf).reshape(-1, *jnp.shape(leaf)[leading:]), events)
+        rows = event_rows(self.energy, name, flat, axis="draw")
+        check_finite(name, rows)
+        return rows.reshape(*lead, *rows.shape[1:])
 
 
 def check_rows(energy: Any, key: Any, condition: Any) -> Rows:
@@ -49,24 +63,19 @@ def check_rows(energy: Any, key: Any, condition: Any) -> Rows:
     keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.arange(count, dtype=jnp.uint32))
     if array is not None and size is None:
         array = array[None]
-    return Rows(keys, array, size is not None)
+    return Rows(coordinate_energy(energy), keys, array, size is not None)
 
 
-def check_base(name: str, distribution: Any, energy: AbstractEnergy) -> KnownDensity:
-    """A density with known normaliser on the event space; N(0, 3^2) in every coordinate where None."""
+def check_base(name: str, distribution: Any, energy: CoordinateEnergy) -> KnownDensity:
+    """A density with known normaliser in the coordinates of the energy; N(0, 3^2) in every one where None."""
     if distribution is None:
-        if len(energy.event_shape) > 1:
-            raise ValueError(
-                f"`{name}` must be given for an energy of event_shape {energy.event_shape}; the default is a normal on "
-                "scalars and vectors."
-            )
-        size = energy.event_shape
-        distribution = Gaussian(jnp.zeros(size), DEFAULT_VARIANCE * (jnp.eye(size[0]) if size else jnp.ones(())))
+        distribution = DiagonalGaussian(jnp.zeros(energy.event_shape), DEFAULT_SCALE)
     check_known_density(name, distribution)
     declared = getattr(distribution, "event_shape", None)
     if isinstance(distribution, AbstractReferenceEnergy) and declared != energy.event_shape:
+        where = "" if energy.coordinates.is_identity else ", in the real coordinates of its support"
         raise EnergyShapeError(
-            f"`{name}` must have the event_shape of the energy, {energy.event_shape}; got {declared}."
+            f"`{name}` must have the event_shape of the energy{where}, {energy.event_shape}; got {declared}."
         )
     return KnownDensity(distribution, energy.event_shape, name)
 

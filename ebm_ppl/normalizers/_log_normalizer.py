@@ -87,7 +87,7 @@ def log_normalizer(
         sampling. Statistical Science 13(2), 163-185. doi:10.1214/ss/1028905934
     """
     rows = check_rows(energy, key, condition)
-    names = _check_methods(methods, energy)
+    names = _check_methods(methods, rows.energy)
     options = {} if options is None else dict(options)
     unknown = sorted(set(options) - set(names))
     if unknown:

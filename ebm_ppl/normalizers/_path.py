@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ebm_ppl._checks import what_came
 from ebm_ppl._types import LogDensityFn, PRNGKey, Scalar
 from ebm_ppl.energies import AbstractEnergy
 from ebm_ppl.energies._event import evaluate
@@ -114,14 +115,34 @@ class _Scaled(eqx.Module):
         return self is other
 
 
+def check_invariant(name: str, kernel: Any) -> None:
+    """Refuse a kernel that leaves its target invariant only up to a bias: log Z would have it too, unnoticed.
+
+    None stands for a default kernel, which is adjusted.
+
+    Raises:
+        TypeError: not a kernel.
+        ValueError: a kernel without a Metropolis correction.
+    """
+    if kernel is None:
+        return
+    if not isinstance(kernel, AbstractKernel):
+        raise TypeError(f"`{name}` must be an ebm.AbstractKernel such as ebm.MALA(); got {what_came(kernel)}.")
+    if not kernel.adjusted:
+        made = "have been made by a kernel that leaves" if name == "draws" else "leave"
+        raise ValueError(
+            f"`{name}` must {made} its target exactly invariant, which {type(kernel).__name__} does not: "
+            "use ebm.MALA(), ebm.HMC() or ebm.NUTS()."
+        )
+
+
 def check_mover(kernel: Any, num_steps: int) -> Mover:
     """Only kernels that leave the laws invariant give unbiased weights."""
     kernel = MALA() if kernel is None else kernel
-    if not isinstance(kernel, AbstractKernel):
-        raise TypeError(f"`kernel` must be an ebm.AbstractKernel such as ebm.MALA(); got {type(kernel).__name__}.")
-    if not kernel.adjusted:
+    check_invariant("kernel", kernel)
+    if kernel.target_acceptance_rate is None:
         raise ValueError(
-            f"`kernel` must leave its target exactly invariant, which {type(kernel).__name__} does not: "
+            f"`kernel` must report an acceptance rate, by which its steps are tuned; {type(kernel).__name__} has none: "
             "use ebm.MALA(), ebm.HMC() or ebm.NUTS()."
         )
     # An array, so that another step size compiles nothing.

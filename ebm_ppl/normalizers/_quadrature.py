@@ -1,6 +1,5 @@
 """Adaptive quadrature of log Z in one to three dimensions."""
 
-import math
 from typing import Any
 
 import equinox as eqx
@@ -48,7 +47,8 @@ def quadrature(
     Args:
         energy: E, nats.
         key: moves the second set of nodes; None: moved by a fixed amount. Nothing else is random.
-        bounds: (lower, upper), each a number or an array of `event_shape`, infinite by default. Walls need not be
+        bounds: (lower, upper), each a number or an array of `event_shape`, infinite by default; only for an energy
+            without support, whose own bounds are known. Walls need not be
             given, but giving them makes it exact and fast.
         relative_tolerance: of Z, by default 1e-8, 1e-6, 1e-4 in 1, 2, 3 dimensions; in float32 not below 1.2e-5, where
             rounding begins.
@@ -60,7 +60,7 @@ def quadrature(
         `LogNormalizerEstimate`, one entry per condition where several were given.
 
     Raises:
-        NotImplementedError: the energy has more than 3 dimensions.
+        NotImplementedError: the energy has more than 3 real coordinates.
         EnergyShapeError: bounds or condition do not fit the energy.
         ValueError: a number is out of range, or the bounds are empty.
         LogNormalizerError: `strict=True` and there is a problem.
@@ -77,17 +77,19 @@ def quadrature(
         ACM Transactions on Mathematical Software 17(4), 437-451. doi:10.1145/210232.210233
     """
     rows = check_rows(energy, jax.random.key(0) if key is None else key, condition)
-    size = math.prod(energy.event_shape)
+    size = rows.energy.target.dimension
     if size > 3:
         raise NotImplementedError(
-            f"quadrature works in at most 3 dimensions; this energy has {size}: use "
+            f"quadrature works in at most 3 dimensions; this energy has {size} real coordinates: use "
             "ebm.normalizers.sequential_monte_carlo or ebm.normalizers.annealed_importance."
         )
     relative_tolerance = TOLERANCES[size] if relative_tolerance is None else relative_tolerance
     check_positive("relative_tolerance", relative_tolerance)
     subdivisions = SUBDIVISIONS[size] if max_subdivisions is None else check_count("max_subdivisions", max_subdivisions)
-    lower, upper = _check_bounds(bounds, energy.event_shape)
-    integrand = _Integrand(energy, rows, lower, upper)
+    if bounds is not None and not rows.energy.coordinates.is_identity:
+        raise ValueError("`bounds` must be None for an energy with a support or named parts; its coordinates are real.")
+    lower, upper = _check_bounds(bounds, rows.energy.event_shape)
+    integrand = _Integrand(rows.energy, rows, lower, upper)
     integrand.find_bulk()
     tolerance = max(float(relative_tolerance), ROUNDING_UNITS * float(np.finfo(integrand.dtype).eps))
     first, first_error = integrand.integrate(tolerance, subdivisions)

@@ -78,11 +78,11 @@ def sequential_monte_carlo(
         Cabezas, Corenflos, Lao, Louf (2024). BlackJAX: composable Bayesian inference in JAX. arXiv:2402.10797
     """
     rows = check_rows(energy, key, condition)
-    base = check_base("reference", reference, energy)
+    base = check_base("reference", reference, rows.energy)
     mover = check_mover(kernel, check_count("num_steps", num_steps))
     fraction = check_fraction("target_effective_fraction", target_effective_fraction)
     runs = smc_runs(
-        energy,
+        rows.energy,
         base,
         mover,
         rows.keys,

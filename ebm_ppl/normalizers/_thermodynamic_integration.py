@@ -10,6 +10,7 @@ from ebm_ppl.energies import AbstractEnergy
 from ebm_ppl.errors import Problem
 from ebm_ppl.normalizers._estimate import LogNormalizerEstimate, finish
 from ebm_ppl.normalizers._inputs import check_rows
+from ebm_ppl.normalizers._path import check_invariant
 from ebm_ppl.normalizers._weights import FEW, nonfinite_problems, rounding_error
 from ebm_ppl.sampling import parallel_tempering
 from ebm_ppl.sampling._tempering_report import Tempering
@@ -91,10 +92,11 @@ def thermodynamic_integration(
         Computing 24, 709-723. doi:10.1007/s11222-013-9397-1
     """
     rows = check_rows(energy, key, condition)
+    check_invariant("kernel", kernel)
     estimates = []
     for index in range(len(rows)):
         draws = parallel_tempering(
-            energy,
+            rows.energy,
             kernel,
             key=rows.keys[index],
             reference=reference,

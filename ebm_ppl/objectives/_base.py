@@ -1,6 +1,7 @@
 """What an objective is, and the one boundary at which the function of one event becomes one of a batch."""
 
 import abc
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import equinox as eqx
@@ -11,6 +12,7 @@ from jaxtyping import Array, Float
 from ebm_ppl._checks import check_key
 from ebm_ppl._types import PRNGKey, Scalar
 from ebm_ppl.energies import AbstractEnergy
+from ebm_ppl.energies._support import describe_support
 from ebm_ppl.errors import EnergyShapeError, InvalidDataError
 
 if TYPE_CHECKING:  # pyright knows class variables under this name only
@@ -36,10 +38,12 @@ class AbstractObjective[State](eqx.Module):
             where only the gradient means anything (contrastive divergence, minimax games).
         noise_conditioned: whether the objective itself puts the noise scale into the energy's condition; the user's
             own condition is then one entry shorter than the energy's (see `noise_condition`).
+        any_support: whether energies with a `support` are trained: the objective evaluates them on their support only.
     """
 
     comparable: AbstractClassVar[bool]
     noise_conditioned: ClassVar[bool] = False
+    any_support: ClassVar[bool] = False
 
     @abc.abstractmethod
     def init(self, model: Any, batch: Batch, *, key: PRNGKey) -> State:
@@ -112,9 +116,22 @@ class AbstractObjective[State](eqx.Module):
         Raises:
             EnergyShapeError: if data or condition do not have the shapes that the energy declares.
             InvalidDataError: if the batch has no rows.
+            NotImplementedError: if the energy has named parts, or a support that the objective does not respect.
         """
         x, condition = batch if isinstance(batch, tuple) else (batch, None)
-        _check_rows("data", x, energy_of(model).event_shape)
+        energy = energy_of(model)
+        if isinstance(energy.event_shape, Mapping):
+            raise NotImplementedError(
+                f"`{type(self).__name__}` takes energies of array events; this one has the parts "
+                f"{list(energy.event_shape)}."
+            )
+        if energy.support is not None and not self.any_support:
+            raise NotImplementedError(
+                f"`{type(self).__name__}` moves events off the data, over all reals; this energy has the support "
+                f"{describe_support(energy.support)}: train it by ContrastiveDivergence, "
+                "PersistentContrastiveDivergence, or NoiseContrastive with noise on that support."
+            )
+        _check_rows("data", x, energy.event_shape)
         shape = self.data_condition_shape(model)
         if shape is None and condition is None:
             return x, None

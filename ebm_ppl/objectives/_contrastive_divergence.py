@@ -59,6 +59,7 @@ class ContrastiveDivergence(AbstractObjective[None]):
     kernel: AbstractKernel | Any = eqx.field(converter=as_kernel)
     num_steps: int = eqx.field(static=True, default=1)
     comparable: ClassVar[bool] = False
+    any_support: ClassVar[bool] = True
 
     def __check_init__(self) -> None:
         """A kernel, at least one transition."""

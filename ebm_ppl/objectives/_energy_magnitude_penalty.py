@@ -33,6 +33,7 @@ class EnergyMagnitudePenalty(AbstractStatelessObjective):
     """
 
     comparable: ClassVar[bool] = True
+    any_support: ClassVar[bool] = True
 
     def evaluate(self, model: Any, batch: Batch, *, key: PRNGKey) -> tuple[Float[Array, " n"], Metrics]:
         """One squared energy per row; no metrics."""

@@ -7,7 +7,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from ebm_ppl._types import PRNGKey, Scalar
-from ebm_ppl.energies import AbstractEnergy, log_density
+from ebm_ppl.energies import AbstractEnergy
+from ebm_ppl.energies._coordinates import Coordinates
+from ebm_ppl.energies._event import evaluate
 from ebm_ppl.energies._parameters import cast_floating
 from ebm_ppl.kernels import AbstractKernel
 from ebm_ppl.kernels._base import with_step_size
@@ -47,13 +49,22 @@ def advance(
 ) -> Advanced:
     """`num_steps` transitions of one chain that leave exp(-energy) invariant, from a kernel state made here and now.
 
+    On a support the chain moves in its real coordinates, the Jacobian included; start and end are events.
+
     BlackJAX's states cache log density and gradient. A state kept from before the last change of parameters would
     compare proposals under the new energy with a position valued under the old one.
     """
     # BlackJAX draws its noise in JAX's default precision, and the chain takes it on; the energy keeps that of the data.
     dtype = jnp.result_type(float)
-    log_p = log_density(stop_gradient(energy), stop_gradient(condition))
-    algorithm = cast_floating(kernel, dtype).build(lambda x: log_p(x.astype(start.dtype)).astype(dtype))
+    energy, condition = stop_gradient(energy), stop_gradient(condition)
+    coordinates = Coordinates(energy.event_shape, energy.support)
+
+    def log_p(z: Array) -> Array:
+        event, log_jacobian = coordinates.to_event_and_log_jacobian(z.astype(start.dtype))
+        value = log_jacobian - evaluate(energy, event, condition).astype(start.dtype)
+        return value.astype(dtype)
+
+    algorithm = cast_floating(kernel, dtype).build(log_p)
     init_key, step_key = jax.random.split(key)
 
     def step(state: Any, key: Array) -> tuple[Any, tuple[Array | None, Array]]:
@@ -61,9 +72,10 @@ def advance(
         stats = kernel.stats(state, info)
         return state, (stats.get("acceptance_rate"), stats["nonfinite_proposal"])
 
-    initial = algorithm.init(jax.lax.stop_gradient(start).astype(dtype), init_key)
+    z = coordinates.to_coordinates(jax.lax.stop_gradient(start))
+    initial = algorithm.init(z.astype(dtype), init_key)
     state, (acceptance, nonfinite) = jax.lax.scan(step, initial, jax.random.split(step_key, num_steps))
-    position = jax.lax.stop_gradient(state.position).astype(start.dtype)
+    position = coordinates.to_event(jax.lax.stop_gradient(state.position).astype(start.dtype))
     return Advanced(position, None if acceptance is None else jnp.mean(acceptance), jnp.any(nonfinite))
 
 

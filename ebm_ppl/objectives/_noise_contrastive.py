@@ -75,6 +75,7 @@ class NoiseContrastive(AbstractStatelessObjective):
     noise_ratio: int = eqx.field(static=True, default=1)
     self_normalized: bool = eqx.field(static=True, default=False, kw_only=True)
     comparable: ClassVar[bool] = True
+    any_support: ClassVar[bool] = True
 
     def __check_init__(self) -> None:
         """Usable noise, at least one draw per datum."""

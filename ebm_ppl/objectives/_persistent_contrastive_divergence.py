@@ -91,6 +91,7 @@ class PersistentContrastiveDivergence(AbstractObjective[ReplayBuffer]):
     initial: Any = eqx.field(default=None, kw_only=True)
     inverse_temperatures: Float[Array, " level"] | None = eqx.field(converter=_as_ladder, default=None, kw_only=True)
     comparable: ClassVar[bool] = False
+    any_support: ClassVar[bool] = True
 
     def __check_init__(self) -> None:
         """A kernel, counts that fit each other, a probability, a ladder that begins at the model."""

@@ -58,6 +58,7 @@ class RankingNoiseContrastive(AbstractStatelessObjective):
     noise: Any
     num_noise: int = eqx.field(static=True, default=10)
     comparable: ClassVar[bool] = True
+    any_support: ClassVar[bool] = True
 
     def __check_init__(self) -> None:
         """Usable noise, at least one draw per datum."""

@@ -13,6 +13,7 @@ import numpy as np
 
 from ebm_ppl import kernels
 from ebm_ppl._files import DAMAGE, atomic_write, read_file, sha256
+from ebm_ppl.energies._coordinates import unpack
 from ebm_ppl.errors import CheckpointError, Problem
 from ebm_ppl.kernels import AbstractKernel
 from ebm_ppl.sampling._store import load_store
@@ -26,13 +27,15 @@ class Draws:
     """Draws of one energy by several chains, on the host, with what is needed to judge them.
 
     Args:
-        positions: draws, shape `(chain, draw, *event_shape)`; of a run with `store=`, a memory map of the file.
+        positions: draws, shape `(chain, draw, *event_shape)`, a dictionary of such arrays for events with named parts;
+            of a run with `store=`, a memory map of the file.
         stats: one `(chain, draw)` array per statistic, under ArviZ names: `lp` (= -E, nats), `acceptance_rate`,
             `step_size`, `diverging`, `n_steps`, `nonfinite_proposal`, ...
         kernel: the kernel as tuned; its `step_size` is the mean over chains.
         problems: every reason not to trust the draws; empty when there is none.
         settings: what was asked for, as JSON-able values.
-        scale: the scale of each coordinate learnt in warm-up, `(chain, *event_shape)`.
+        scale: the scale of each real coordinate learnt in warm-up, `(chain, *event_shape)`, or `(chain, coordinate)`
+            for an energy with a support or named parts.
         tempering: ladder, swaps, round trips and log Z of a `parallel_tempering` run; None otherwise.
 
     Example:
@@ -45,7 +48,7 @@ class Draws:
         (True, ())
     """
 
-    positions: np.ndarray
+    positions: np.ndarray | dict[str, np.ndarray]
     stats: dict[str, np.ndarray]
     kernel: AbstractKernel
     problems: tuple[Problem, ...]
@@ -61,16 +64,18 @@ class Draws:
     @property
     def num_chains(self) -> int:
         """Number of chains."""
-        return self.positions.shape[0]
+        return _first(self.positions).shape[0]
 
     @property
     def num_draws(self) -> int:
         """Number of draws of each chain."""
-        return self.positions.shape[1]
+        return _first(self.positions).shape[1]
 
     @property
-    def event_shape(self) -> tuple[int, ...]:
-        """Shape of one draw."""
+    def event_shape(self) -> tuple[int, ...] | dict[str, tuple[int, ...]]:
+        """Shape of one draw, or the shapes of its named parts."""
+        if isinstance(self.positions, dict):
+            return {name: part.shape[2:] for name, part in self.positions.items()}
         return self.positions.shape[2:]
 
     def __repr__(self) -> str:
@@ -102,7 +107,11 @@ class Draws:
         Raises:
             CheckpointError: the file exists, the disk is full, ... (`errno` says which).
         """
-        arrays = {"positions": self.positions, "scale": self.scale}
+        arrays = {"scale": self.scale}
+        if isinstance(self.positions, dict):
+            arrays |= {f"positions/{name}": part for name, part in self.positions.items()}
+        else:
+            arrays["positions"] = self.positions
         arrays |= {f"stats/{name}": values for name, values in self.stats.items()}
         arrays |= {f"kernel/{name}": np.asarray(value) for name, value in _kernel_fields(self.kernel).items()}
         if self.tempering is not None:
@@ -112,6 +121,7 @@ class Draws:
             "kind": "ebm_ppl.Draws",
             "kernel": type(self.kernel).__name__,
             "settings": self.settings,
+            "parts": list(self.positions) if isinstance(self.positions, dict) else None,
             "problems": [dataclasses.asdict(problem) for problem in self.problems],
             "sha256": {name: _fingerprint(values) for name, values in arrays.items()},
         }
@@ -147,8 +157,9 @@ class Draws:
         ladder: dict[str, Any] = {
             name: value.item() if value.ndim == 0 else value for name, value in _group(arrays, "tempering/").items()
         }
+        parts = manifest["parts"]
         return cls(
-            arrays["positions"],
+            arrays["positions"] if parts is None else {name: arrays[f"positions/{name}"] for name in parts},
             _group(arrays, "stats/"),
             kernel,
             problems,
@@ -175,7 +186,13 @@ def _from_store(draws_class: type[Draws], path: pathlib.Path, kernel: AbstractKe
     name = fields.pop("class")
     kernel = _rebuilt(path, name, fields) if kernel is None else kernel
     problems = tuple(Problem(**problem) for problem in facts["problems"])
-    return draws_class(*store.maps(), kernel, problems, facts["settings"], scale)
+    packed, stats = store.maps()
+    positions = unpack(facts["settings"]["event_shape"], packed)
+    return draws_class(positions, stats, kernel, problems, facts["settings"], scale)
+
+
+def _first(positions: Any) -> np.ndarray:
+    return next(iter(positions.values())) if isinstance(positions, dict) else positions
 
 
 def _group(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:

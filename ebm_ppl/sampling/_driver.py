@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ import numpy as np
 from jaxtyping import Array
 
 from ebm_ppl._progress import Interruption, Progress, deferred_interrupt
+from ebm_ppl.energies._support import describe_support
 from ebm_ppl.errors import Problem
 from ebm_ppl.kernels import AbstractKernel
 from ebm_ppl.kernels._base import with_step_size
@@ -172,8 +174,8 @@ class Run:
 
     @property
     def _capacity(self) -> int:
-        dtype, event_shape = self.positions.dtype, self.positions.shape[1:]
-        return chunk_capacity(self.num_samples, self.num_chains, event_shape, dtype.itemsize)
+        shape, itemsize = self.target.density.coordinates.packed_shape, self.positions.dtype.itemsize
+        return chunk_capacity(self.num_samples, self.num_chains, shape, itemsize)
 
     def _chunk(self, journey: Journey, keys: Array, done: int, count: int) -> Piece:
         """`count` more draws, on the host, as `(draw, chain, ...)`."""
@@ -219,7 +221,8 @@ class Run:
             facts = {"settings": settings, "problems": [dataclasses.asdict(problem) for problem in problems]}
             self.store.close(facts | {"kernel": kernel_fingerprint(kernel)}, scale)
             gathered, stats = self.store.maps()
-        return Draws(gathered, stats, kernel, tuple(problems), settings, scale)
+        positions = self.target.density.coordinates.unpack(gathered)
+        return Draws(positions, stats, kernel, tuple(problems), settings, scale)
 
     def _gather(self, journey: Journey) -> tuple[Any, dict[str, Any]]:
         """All draws and statistics as `(chain, draw, ...)`; with a store, read where they are looked at."""
@@ -238,7 +241,9 @@ class Run:
             "pool_warmup": self.pool_warmup,
             "kernel": type(self.kernel).__name__,
             "adjusted": self.kernel.adjusted,
-            "energy": type(self.target.energy).__name__,
+            "energy": self.target.density.name.split("(", maxsplit=1)[0],
+            "event_shape": _as_json(self.target.density.coordinates.event_shape),
+            "support": describe_support(self.target.density.coordinates.support),
             "key": np.asarray(jax.random.key_data(self.key)).tolist(),
             "device": self._device,
             "seconds": round(seconds, 3),
@@ -246,6 +251,12 @@ class Run:
             "redrawn_starts": self.redrawn_starts,
             "unfinished_searches": self.unfinished_searches,
         } | ({} if self.kernel.stated_bias is None else {"stated_bias": self.kernel.stated_bias})
+
+
+def _as_json(event_shape: Any) -> Any:
+    if isinstance(event_shape, Mapping):
+        return {name: list(shape) for name, shape in event_shape.items()}
+    return list(event_shape)
 
 
 def _int32(value: int) -> Array:

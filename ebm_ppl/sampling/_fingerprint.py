@@ -11,22 +11,19 @@ import jax
 import numpy as np
 
 from ebm_ppl._files import sha256
-from ebm_ppl.energies import AbstractEnergy
+from ebm_ppl.energies import Target
 from ebm_ppl.kernels import AbstractKernel
 
 
-def energy_fingerprint(energy: AbstractEnergy) -> dict[str, str]:
-    """Structure, parameter values and code of an energy, each as a hash (or as text where it is short)."""
-    leaves = jax.tree_util.tree_leaves_with_path(energy)
-    arrays = [(jax.tree_util.keystr(path), leaf) for path, leaf in leaves if eqx.is_array(leaf)]
-    others = [(jax.tree_util.keystr(path), leaf) for path, leaf in leaves if not eqx.is_array(leaf)]
-    shapes = ";".join(f"{path}:{leaf.dtype}{leaf.shape}" for path, leaf in arrays)
-    code = ";".join(f"{path}:{describe(leaf)}" for path, leaf in others)
+def target_fingerprint(target: Target) -> dict[str, str]:
+    """The traced program of an energy, the values of all arrays it uses, and its support, each as a hash or text."""
+    coordinates = target.coordinates
+    leaves = [leaf for leaf in jax.tree.leaves((target.energy, coordinates.support)) if eqx.is_array_like(leaf)]
     return {
-        "class": f"{type(energy).__module__}.{type(energy).__qualname__}",
-        "structure": sha256(f"{shapes}|{energy.event_shape}|{energy.condition_shape}".encode()),
-        "parameters": array_fingerprint(*[leaf for _, leaf in arrays]),
-        "code": sha256((code + describe(type(energy).__call__)).encode()),
+        "program": target.program_fingerprint,
+        "arrays": array_fingerprint(*leaves),
+        "event_shape": repr(coordinates.event_shape),
+        "support": str(jax.tree.structure(coordinates.support)),
     }
 
 

@@ -11,7 +11,7 @@ from blackjax.vi import pathfinder
 from jaxtyping import Array, Bool, Float
 
 from ebm_ppl._types import LogDensityFn
-from ebm_ppl.energies import AbstractEnergy, log_density
+from ebm_ppl.energies._coordinate_energy import CoordinateEnergy
 from ebm_ppl.errors import NonFiniteEnergyError
 
 INIT_STRATEGIES = ("uniform", "optimize", "pathfinder")
@@ -38,7 +38,7 @@ def check_init_strategy(init_strategy: object) -> None:
 
 def improve_starts(
     init_strategy: str,
-    energy: AbstractEnergy,
+    energy: CoordinateEnergy,
     positions: Float[Array, "chain ..."],
     condition: Array | None,
     keys: Array,
@@ -67,12 +67,12 @@ def improve_starts(
 
 @eqx.filter_jit
 def _improve(
-    energy: AbstractEnergy, positions: Array, condition: Array | None, keys: Array, name: str, *, per_chain: bool
+    energy: CoordinateEnergy, positions: Array, condition: Array | None, keys: Array, name: str, *, per_chain: bool
 ) -> tuple[Array, Bool[Array, " chain"], Bool[Array, " chain"]]:
     search = _optimum if name == "optimize" else _pathfinder_draw
 
     def one(position: Array, condition: Array | None, key: Array) -> tuple[Array, Array, Array]:
-        density = log_density(energy, condition)
+        density = energy.target.at_condition(condition)
         # BlackJAX and optax mix integers, bools and floats, and broadcast freely.
         with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
             found, finished = search(density, position, key)

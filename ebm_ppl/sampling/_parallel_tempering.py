@@ -10,9 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from ebm_ppl._checks import check_condition, check_count, check_key
+from ebm_ppl._checks import check_condition, check_count, check_key, what_came
 from ebm_ppl._progress import Interruption, Progress, deferred_interrupt
-from ebm_ppl.energies import AbstractEnergy, AbstractReferenceEnergy, Gaussian
+from ebm_ppl.energies import AbstractEnergy, AbstractReferenceEnergy, DiagonalGaussian
+from ebm_ppl.energies._coordinate_energy import CoordinateEnergy, coordinate_energy
+from ebm_ppl.energies._coordinates import Coordinates
+from ebm_ppl.energies._sum import check_energy_type
+from ebm_ppl.energies._support import describe_support
 from ebm_ppl.errors import ChainFailedError, EnergyShapeError, Problem, warn_problems
 from ebm_ppl.kernels import MALA, AbstractKernel
 from ebm_ppl.kernels._base import with_step_size
@@ -25,6 +29,7 @@ from ebm_ppl.sampling._tempering_report import Tempering
 
 TUNING_ROUNDS = 5  # of doubling length: the last one, half of warm-up, settles the step sizes
 START_TRIES = 64  # draws of the reference to find one within the walls
+DEFAULT_SCALE = 3.0  # of the default reference, in every coordinate
 START = 2**31  # folded into an ensemble's key beside the iteration numbers, which stay below it
 
 
@@ -49,7 +54,8 @@ def parallel_tempering(
     `num_steps` transitions at every level (an exact fresh draw at the reference) and then attempts swaps between
     neighbours, the even pairs and the odd pairs in turn: this order carries replicas through the ladder
     without the back and forth of random swaps. A swap of levels i, i+1 is accepted with probability
-    \(\min(1, \exp((\beta_{i+1} - \beta_i)(V_{i+1} - V_i)))\), \(V = E - E_0\).
+    \(\min(1, \exp((\beta_{i+1} - \beta_i)(V_{i+1} - V_i)))\), \(V = E - E_0\). On a support all of this happens in its
+    real coordinates, the Jacobian counted into E; the draws, and log Z, are those of the events.
 
     Warm-up tunes the step size of every level to the kernel's target acceptance and respaces the ladder until all
     neighbours reject equally often; the draws come after, with everything fixed.
@@ -58,8 +64,9 @@ def parallel_tempering(
         energy: the target; nats.
         kernel: how each level is explored; `MALA()` by default.
         key: one JAX key.
-        reference: \(E_0\), with exact draws and log Z; by default N(0, 3^2) in every coordinate. It should cover the
-            modes: too narrow a reference makes the swaps near it rare.
+        reference: \(E_0\), with exact draws and log Z, in the real coordinates of the energy's support (the event
+            itself where it has none); by default N(0, 3^2) in every coordinate. It should cover the modes: too narrow a
+            reference makes the swaps near it rare.
         inverse_temperatures: the number of levels, or the ladder to start from: increasing, first 0, last 1.
         num_chains: independent ladders; each gives one chain of draws.
         num_warmup: iterations of tuning, 0 to keep ladder and step sizes as given.
@@ -96,7 +103,11 @@ def parallel_tempering(
     """
     started = time.perf_counter()
     kernel = MALA() if kernel is None else kernel
-    reference = _check_energies(energy, kernel, reference)
+    check_energy_type("energy", energy)
+    if not isinstance(kernel, AbstractKernel):
+        raise TypeError(f"`kernel` must be an ebm.AbstractKernel such as ebm.MALA(); got {what_came(kernel)}.")
+    inner = coordinate_energy(energy)
+    reference = check_reference(inner, reference)
     counts = {
         "num_chains": check_count("num_chains", num_chains),
         "num_warmup": check_count("num_warmup", num_warmup, 0),
@@ -106,7 +117,7 @@ def parallel_tempering(
     key = check_key(key)
     condition = check_condition(condition, energy.condition_shape)
     ladder = check_ladder(inverse_temperatures)
-    path = Path(energy, reference, condition, jnp.ones(()))
+    path = Path(inner, reference, condition, jnp.ones(()))
     run = _TemperedRun(kernel, path, ladder, key, **counts)
     draws = run.go(progress_bar=progress_bar, started=started)
     if draws.problems and strict:
@@ -115,26 +126,19 @@ def parallel_tempering(
     return draws
 
 
-def _check_energies(energy: Any, kernel: Any, reference: Any) -> AbstractReferenceEnergy:
-    if not isinstance(energy, AbstractEnergy):
-        raise TypeError(f"`energy` must be an ebm.AbstractEnergy; got {type(energy).__name__}.")
-    if not isinstance(kernel, AbstractKernel):
-        raise TypeError(f"`kernel` must be an ebm.AbstractKernel such as ebm.MALA(); got {type(kernel).__name__}.")
+def check_reference(energy: CoordinateEnergy, reference: Any) -> AbstractReferenceEnergy:
+    """A reference energy of the coordinates; N(0, 3^2) in each where None."""
     if reference is None:
-        if len(energy.event_shape) != 1:
-            raise ValueError(
-                f"`reference` must be given for an energy of event_shape {energy.event_shape}; the default is a normal "
-                "on vectors."
-            )
-        size = energy.event_shape[0]
-        return Gaussian(jnp.zeros(size), 9.0 * jnp.eye(size))
+        return DiagonalGaussian(jnp.zeros(energy.event_shape), DEFAULT_SCALE)
     if not isinstance(reference, AbstractReferenceEnergy):
         raise TypeError(
-            f"`reference` must be an ebm.AbstractReferenceEnergy with exact draws; got {type(reference).__name__}."
+            f"`reference` must be an ebm.AbstractReferenceEnergy with exact draws; got {what_came(reference)}."
         )
     if reference.event_shape != energy.event_shape:
+        where = "" if energy.coordinates.is_identity else ", in the real coordinates of its support"
         raise EnergyShapeError(
-            f"`reference` must have the event_shape of the energy, {energy.event_shape}; got {reference.event_shape}."
+            f"`reference` must have the event_shape of the energy{where}, {energy.event_shape}; "
+            f"got {reference.event_shape}."
         )
     return reference
 
@@ -344,7 +348,8 @@ class _TemperedRun:
             "num_steps": self.num_steps,
             "kernel": type(self.kernel).__name__,
             "adjusted": self.kernel.adjusted,
-            "energy": type(self.path.energy).__name__,
+            "energy": self.path.energy.name.split("(", maxsplit=1)[0],
+            "support": describe_support(self.path.energy.coordinates.support),
             "reference": type(self.path.reference).__name__,
             "inverse_temperatures": [float(beta) for beta in self.ladder],
             "key": np.asarray(jax.random.key_data(self.key)).tolist(),
@@ -352,7 +357,18 @@ class _TemperedRun:
         }
         kernel = with_step_size(self.kernel, float(step_size[:, -1].mean()))
         scale = np.ones((self.num_chains, *positions.shape[2:]), positions.dtype)
+        coordinates = self.path.energy.coordinates
+        if not coordinates.is_identity:
+            events, log_jacobians = events_of(coordinates, jnp.asarray(positions))
+            positions = jax.tree.map(np.asarray, events)
+            records = records | {"lp": records["lp"] - np.asarray(log_jacobians, records["lp"].dtype)}
         return Draws(positions, records, kernel, tuple(problems), settings, scale, tempering)
+
+
+@eqx.filter_jit
+def events_of(coordinates: Coordinates, rows: Array) -> tuple[Any, Array]:
+    """Events and log-Jacobians at coordinates `(chain, draw, ...)`."""
+    return jax.vmap(jax.vmap(coordinates.to_event_and_log_jacobian))(rows)
 
 
 def _rejection(records: dict[str, np.ndarray]) -> np.ndarray:

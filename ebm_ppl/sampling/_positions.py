@@ -7,10 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from ebm_ppl._checks import check_floating
 from ebm_ppl._types import PRNGKey
-from ebm_ppl.energies import AbstractEnergy, check_start, start_is_finite
-from ebm_ppl.errors import EnergyShapeError
+from ebm_ppl.energies._check_start import check_coordinates, event_rows, finite_coordinates
+from ebm_ppl.energies._coordinate_energy import CoordinateEnergy
 
 RADIUS = 2.0  # NumPyro's and Stan's: uniform in [-2, 2] in every coordinate
 MAX_REDRAWS = 10
@@ -18,7 +17,7 @@ POSITIONS, SEARCHES = 2**31 + 2, 2**31 + 3  # folded into the run's key, beyond 
 
 
 def starting_positions(
-    energy: AbstractEnergy,
+    energy: CoordinateEnergy,
     initial_positions: object,
     condition: Array | None,
     *,
@@ -26,36 +25,32 @@ def starting_positions(
     num_chains: int,
     needs_gradient: bool = True,
 ) -> tuple[Array, int]:
-    """Checked positions `(chain, *event)` and how often some of them had to be redrawn.
+    """Checked coordinates of `(chain, ...)` positions, and how often some of them had to be redrawn.
 
     Raises:
         EnergyShapeError: `initial_positions` is not `(num_chains, *event_shape)`.
+        InvalidDataError: some of `initial_positions` lie outside the support.
         NonFiniteEnergyError: the energy, or a gradient that is needed, is not finite at a given position, or at ours
             after 10 redraws.
     """
     if initial_positions is not None:
         # BlackJAX draws its noise in JAX's default precision: with x64 enabled, float32 positions become float64.
-        positions = check_floating("initial_positions", initial_positions)
+        positions = event_rows(energy, "initial_positions", initial_positions, num_chains)
         if positions.dtype == jnp.float32:
             positions = positions.astype(jnp.result_type(float))
-        expected = (num_chains, *energy.event_shape)
-        if positions.shape != expected:
-            raise EnergyShapeError(
-                f"`initial_positions` must have shape (num_chains, *event_shape) = {expected}; got {positions.shape}."
-            )
-        check_start(energy, positions, condition, needs_gradient=needs_gradient)
+        check_coordinates(energy, positions, condition, needs_gradient=needs_gradient)
         return positions, 0
     positions = _draw(key, 0, num_chains, energy.event_shape)
     redraws = 0
     while redraws < MAX_REDRAWS:
-        finite = np.asarray(start_is_finite(energy, positions, condition, needs_gradient=needs_gradient))
+        finite = np.asarray(finite_coordinates(energy, positions, condition, needs_gradient=needs_gradient))
         if finite.all():
             break
         redraws += 1
         fresh = _draw(key, redraws, num_chains, energy.event_shape)
         keep = jnp.asarray(finite).reshape(-1, *(1 for _ in energy.event_shape))
         positions = jnp.where(keep, positions, fresh)
-    check_start(energy, positions, condition, needs_gradient=needs_gradient)
+    check_coordinates(energy, positions, condition, needs_gradient=needs_gradient)
     return positions, redraws
 
 

@@ -11,24 +11,27 @@ from jax.sharding import Mesh
 
 from ebm_ppl import kernels
 from ebm_ppl._checks import check_condition
-from ebm_ppl.energies import AbstractEnergy
+from ebm_ppl.energies import AbstractEnergy, Target
+from ebm_ppl.energies._sum import check_energy_type
 from ebm_ppl.errors import ChainFailedError, CheckpointError, warn_problems
 from ebm_ppl.kernels import AbstractKernel
 from ebm_ppl.kernels._base import with_step_size
 from ebm_ppl.sampling._checkpoint import Checkpoint, Saved, library_versions, load_checkpoint
 from ebm_ppl.sampling._draws import Draws
 from ebm_ppl.sampling._driver import Journey, Run
-from ebm_ppl.sampling._fingerprint import array_fingerprint, energy_fingerprint, kernel_fingerprint
-from ebm_ppl.sampling._mesh import check_mesh, place_chains
-from ebm_ppl.sampling._run_chains import Chains, chain_target
+from ebm_ppl.sampling._fingerprint import array_fingerprint, kernel_fingerprint, target_fingerprint
+from ebm_ppl.sampling._mesh import check_mesh, place_chains, to_host
+from ebm_ppl.sampling._run_chains import Chains, chain_target, log_densities
 from ebm_ppl.sampling._store import DrawStore
+
+LOG_DENSITY_TOLERANCE = 1e-3  # relative to 1 + |log density|: rounding of another compilation stays far below it
 
 
 def run_fingerprint(run: Run) -> dict[str, Any]:
     """Everything that decides a run's draws, as JSON."""
     condition = run.target.condition
     return {
-        "energy": energy_fingerprint(run.target.energy),
+        "energy": target_fingerprint(run.target.density),
         "kernel": kernel_fingerprint(run.kernel),
         "condition": None if condition is None else array_fingerprint(condition),
         "key": {"data": np.asarray(jax.random.key_data(run.key)).tolist(), "impl": str(jax.random.key_impl(run.key))},
@@ -43,7 +46,7 @@ def run_fingerprint(run: Run) -> dict[str, Any]:
         "unfinished_searches": run.unfinished_searches,
         "devices": 1 if run.target.mesh is None else run.target.mesh.devices.size,
         "dtype": str(run.positions.dtype),
-        "event_shape": list(run.positions.shape[1:]),
+        "coordinates": list(run.positions.shape[1:]),
         "versions": library_versions(),
     }
 
@@ -61,8 +64,9 @@ def resume(
     """Finish a run that was started with `ebm.sample(..., checkpoint=path)` and was killed or interrupted.
 
     The result is, byte for byte, that of the uninterrupted run, on the same machine and library versions. Energy and
-    condition must be the same ones: their code, structure and values are compared with what was recorded. A run
-    that was complete is simply returned.
+    condition must be the same ones: the traced program and the values of all arrays it uses, those that it closes over
+    or finds in globals among them, are compared with what was recorded, and so is the log density at every chain's
+    position. How the function is written or named does not matter. A run that was complete is simply returned.
 
     Args:
         checkpoint_path: the directory given to `sample`.
@@ -90,10 +94,12 @@ def resume(
         >>> bool((again.positions == draws.positions).all())
         True
     """
+    check_energy_type("energy", energy)
     saved = load_checkpoint(checkpoint_path)
     run = _rebuild(saved, energy, kernel, condition, mesh)
     _refuse_differences(saved.manifest["fingerprint"], run_fingerprint(run), checkpoint_path)
     journey = _journey(run, saved)
+    _check_log_density(run, journey)
     drawn = journey.drawn
     files = saved.manifest["draws"]
     run.checkpoint = Checkpoint(pathlib.Path(checkpoint_path), saved.manifest["fingerprint"], drawn, list(files))
@@ -115,10 +121,16 @@ def _rebuild(saved: Saved, energy: AbstractEnergy, kernel: AbstractKernel | None
     kernel = with_step_size(kernel, jnp.asarray(kernel.step_size, dtype))
     condition = check_condition(condition, energy.condition_shape, record["num_chains"])
     key = jax.random.wrap_key_data(jnp.asarray(record["key"]["data"], jnp.uint32), impl=record["key"]["impl"])
-    positions = jnp.zeros((record["num_chains"], *record["event_shape"]), dtype)
+    positions = jnp.zeros((record["num_chains"], *record["coordinates"]), dtype)
+    density = Target(energy, dtype=dtype)
+    if list(density.shape) != record["coordinates"]:
+        raise CheckpointError(
+            f"the run was written for an energy with coordinates of shape {tuple(record['coordinates'])}; this one has "
+            f"{density.shape}: it differs in event_shape or support."
+        )
     return Run(
         kernel,
-        chain_target(energy, condition, check_mesh(mesh, record["num_chains"])),
+        chain_target(density, condition, check_mesh(mesh, record["num_chains"])),
         positions,
         key,
         record["precondition"],
@@ -150,6 +162,25 @@ def _refuse_differences(recorded: dict[str, Any], given: dict[str, Any], path: s
     ]
     if different:
         raise CheckpointError(f"{os.fspath(path)} was written by another run: it differs in {', '.join(different)}.")
+
+
+def _check_log_density(run: Run, journey: Journey) -> None:
+    """The stored log densities of the chains must be those of this energy, up to rounding.
+
+    Kernels that store something else (another temperature, a minibatch) are not compared.
+    """
+    chain = journey.chains.chain
+    if not run.kernel.adjusted:
+        return
+    found = to_host(log_densities(run.target, chain))
+    stored = to_host(chain.inner.logdensity)
+    off = ~(np.abs(found - stored) <= LOG_DENSITY_TOLERANCE * (1 + np.abs(stored)))
+    if off.any():
+        first = int(np.argmax(off))
+        raise CheckpointError(
+            f"the energy is another one: at the position of chain {first} the run stored the log density "
+            f"{stored[first]:.6g}, and this energy gives {found[first]:.6g}."
+        )
 
 
 def _journey(run: Run, saved: Saved) -> Journey:

@@ -10,7 +10,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from ebm_ppl._types import LogDensityFn, PRNGKey
-from ebm_ppl.energies import AbstractEnergy, log_density
+from ebm_ppl.energies import AbstractEnergy, Target
 from ebm_ppl.kernels import AbstractKernel
 from ebm_ppl.sampling._mesh import chain_spec, place_chains
 from ebm_ppl.sampling._warmup import (
@@ -37,16 +37,16 @@ class Chains(NamedTuple):
 
 
 class ChainTarget(eqx.Module):
-    """What the chains sample: an energy and, for conditional ones, the condition (one for all, or one per chain)."""
+    """What the chains sample: a target and, for conditional ones, the condition (one for all, or one per chain)."""
 
-    energy: AbstractEnergy
+    density: Target
     condition: Float[Array, "..."] | None
     condition_per_chain: bool = eqx.field(static=True)
     mesh: Mesh | None = eqx.field(static=True, default=None)
 
-    def logdensity_fn(self, condition: Array | None) -> LogDensityFn:
+    def logdensity_fn(self, condition: Array | None) -> Target:
         """The log density one chain sees."""
-        return log_density(self.energy, condition)
+        return self.density.at_condition(condition)
 
 
 def chain_keys(key: PRNGKey, num_chains: int) -> Array:
@@ -193,38 +193,36 @@ def draw(
     """`num_draws <= capacity` draws of every chain, `thinning` transitions each, starting at transition `first`.
 
     The number of draws is an array: chunks of any length share one compiled program. Returns positions and
-    statistics as `(draw, chain, ...)`; rows from `num_draws` on are not meaningful.
+    statistics as `(draw, chain, ...)`; rows from `num_draws` on are not meaningful. Positions are events on the
+    support, named parts packed into one array; `lp` is -E of the event, without the Jacobian.
     """
 
     def program(mapped: Any, chain: ChainState, keys: Array) -> tuple[Any, Array, dict[str, Array]]:
-        def one_draw(i: Array, chain: ChainState) -> tuple[ChainState, dict[str, Array]]:
-            def run(logdensity_fn: LogDensityFn, chain: ChainState, key: Array) -> tuple[ChainState, dict[str, Array]]:
-                return _thinned(kernel, logdensity_fn, chain, key, first + i * thinning, thinning)
+        def one_draw(i: Array, chain: ChainState) -> tuple[ChainState, Array, dict[str, Array]]:
+            def run(density: Target, chain: ChainState, key: Array) -> tuple[ChainState, Array, dict[str, Array]]:
+                chain, stats = _thinned(kernel, density, chain, key, first + i * thinning, thinning)
+                event, log_jacobian = density.coordinates.to_event_and_log_jacobian(chain.position)
+                stats = stats | {"lp": stats["lp"] - log_jacobian.astype(stats["lp"].dtype)}
+                return chain, density.coordinates.pack(event), stats
 
             return mapped(run, chain, keys)
 
         def step(i: Array, carry: tuple) -> tuple:
             # The loop is outside, the chains inside: so a row is written by one slice update, not by a scatter.
             chain, positions, stats = carry
-            chain, new = one_draw(i, chain)
+            chain, *new = one_draw(i, chain)
             write = jax.lax.dynamic_update_index_in_dim
-            stats = jax.tree.map(lambda rows, row: write(rows, row, i, 0), stats, new)
-            return chain, write(positions, _positions(chain), i, 0), stats
+            positions, stats = jax.tree.map(lambda rows, row: write(rows, row, i, 0), [positions, stats], new)
+            return chain, positions, stats
 
-        shapes = eqx.filter_eval_shape(one_draw, jnp.zeros((), jnp.int32), chain)[1]
-        stats = jax.tree.map(lambda leaf: jnp.zeros((capacity, *leaf.shape), leaf.dtype), shapes)
-        start = _positions(chain)
-        positions = jnp.zeros((capacity, *start.shape), start.dtype)
+        shapes = eqx.filter_eval_shape(one_draw, jnp.zeros((), jnp.int32), chain)[1:]
+        positions, stats = jax.tree.map(lambda leaf: jnp.zeros((capacity, *leaf.shape), leaf.dtype), shapes)
         chain, positions, stats = jax.lax.fori_loop(0, num_draws, step, (chain, positions, stats))
         # The state leads with an axis of one, so that all outputs are laid out alike: (draw, chain, ...).
         return jax.tree.map(lambda leaf: leaf[None], chain), positions, stats
 
     chain, positions, stats = _on_mesh(program, target, PartitionSpec(None), chains.chain, keys)
     return Chains(jax.tree.map(lambda leaf: leaf[0], chain), None), positions, stats
-
-
-def _positions(chain: ChainState) -> Array:
-    return jax.vmap(lambda one: one.position)(chain)
 
 
 def _thinned(
@@ -257,7 +255,7 @@ def _thinned(
 def run_chains(
     energy: AbstractEnergy,
     kernel: AbstractKernel,
-    initial_positions: Float[Array, "chain ..."],
+    initial_positions: Any,
     *,
     key: PRNGKey,
     num_warmup: int,
@@ -266,7 +264,7 @@ def run_chains(
     condition: Float[Array, "..."] | None = None,
     precondition: str = "diagonal",
     pool_warmup: bool = False,
-) -> tuple[Float[Array, "chain draw ..."], dict[str, Array], Chains]:
+) -> tuple[Any, dict[str, Array], Chains]:
     r"""The core of `sample` as one pure function: it may be jitted, vmapped, and called inside other programs.
 
     The same draws as `sample` with the same key and starting positions; no checks, no progress, no problems.
@@ -274,7 +272,7 @@ def run_chains(
     Args:
         energy: what to sample.
         kernel: how; its `step_size` is where warm-up starts.
-        initial_positions: shape `(chain, *event_shape)`.
+        initial_positions: events on the support, shape `(chain, *event_shape)`; with named parts a dictionary.
         key: one typed JAX key.
         num_warmup: transitions before the first draw.
         num_samples: draws of each chain.
@@ -284,7 +282,8 @@ def run_chains(
         pool_warmup: whether all chains learn one preconditioner and one step size together.
 
     Returns:
-        positions `(chain, draw, *event_shape)`, statistics `(chain, draw)` by name, and the final state.
+        positions `(chain, draw, *event_shape)` (with named parts a dictionary), statistics `(chain, draw)` by name, and
+        the final state.
 
     Example:
         >>> import jax, jax.numpy as jnp, ebm_ppl as ebm
@@ -294,8 +293,9 @@ def run_chains(
         >>> positions.shape, sorted(stats)[:2]
         ((3, 10, 2), ['acceptance_rate', 'diverging'])
     """
+    target = chain_target(Target(energy, dtype=jax.tree.leaves(initial_positions)[0].dtype), condition)
+    initial_positions = jax.vmap(target.density.to_coordinates)(initial_positions)
     num_chains = initial_positions.shape[0]
-    target = chain_target(energy, condition)
     keys = chain_keys(key, num_chains)
     tune = tunes(kernel, num_warmup)
     chains = start_chains(kernel, target, initial_positions, keys, tune=tune, precondition=precondition)
@@ -312,7 +312,7 @@ def run_chains(
     first, count = jnp.asarray(done, jnp.int32), jnp.asarray(num_samples, jnp.int32)
     chains, positions, stats = draw(kernel, target, chains, keys, first, count, capacity=num_samples, thinning=thinning)
     positions, stats = jax.tree.map(lambda rows: jnp.swapaxes(rows, 0, 1), (positions, stats))
-    return positions, stats, chains
+    return target.density.coordinates.unpack(positions), stats, chains
 
 
 @eqx.filter_jit
@@ -321,18 +321,25 @@ def learnt_scales(chains: Chains) -> Float[Array, "chain ..."]:
     return jax.vmap(lambda preconditioner: preconditioner.scale)(chains.chain.preconditioner)
 
 
+@eqx.filter_jit
+def log_densities(target: ChainTarget, chains: ChainState) -> Float[Array, " chain"]:
+    """The log density of the coordinates where each chain is."""
+    return _vmap_chains(lambda density, chain: density(chain.position), target, chains)
+
+
 def tunes(kernel: AbstractKernel, num_warmup: int) -> bool:
     """Whether warm-up adapts anything: it needs steps, and an acceptance rate to steer by."""
     return num_warmup > 0 and kernel.target_acceptance_rate is not None
 
 
-def chain_target(energy: AbstractEnergy, condition: Array | None, mesh: Mesh | None = None) -> ChainTarget:
+def chain_target(density: Target, condition: Array | None, mesh: Mesh | None = None) -> ChainTarget:
     """The target of all chains; a condition with a leading chain axis gives each chain its own."""
-    if condition is None or energy.condition_shape is None:
-        return ChainTarget(energy, condition, condition_per_chain=False, mesh=mesh)
-    per_chain = condition.ndim > len(energy.condition_shape)
+    condition_shape = density.energy.condition_shape
+    if condition is None or condition_shape is None:
+        return ChainTarget(density, condition, condition_per_chain=False, mesh=mesh)
+    per_chain = condition.ndim > len(condition_shape)
     condition = place_chains(condition, mesh) if per_chain else condition
-    return ChainTarget(energy, condition, condition_per_chain=per_chain, mesh=mesh)
+    return ChainTarget(density, condition, condition_per_chain=per_chain, mesh=mesh)
 
 
 def chunk_capacity(num_samples: int, num_chains: int, event_shape: tuple[int, ...], itemsize: int) -> int:

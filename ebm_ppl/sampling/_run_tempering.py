@@ -8,6 +8,7 @@ from jaxtyping import Array, Float
 
 from ebm_ppl._types import PRNGKey
 from ebm_ppl.energies import AbstractEnergy, AbstractReferenceEnergy
+from ebm_ppl.energies._coordinate_energy import coordinate_energy
 from ebm_ppl.kernels import AbstractKernel
 from ebm_ppl.kernels._base import with_step_size
 from ebm_ppl.sampling._parallel_tempering import finish_ladders, run_iterations, start_ladders
@@ -33,12 +34,12 @@ def run_tempering(
     As `parallel_tempering`, except that the ladder is not respaced: warm-up tunes the step size of every level only.
 
     Returns:
-        What every iteration recorded, `(chain, iteration, ...)` by name: `position`, `potentials`, `swap_acceptance`
-        and the statistics of the target level; and the round trips of each chain.
+        What every iteration recorded, `(chain, iteration, ...)` by name: `position` (real coordinates), `potentials`,
+        `swap_acceptance` and the statistics of the target level; and the round trips of each chain.
     """
     dtype = inverse_temperatures.dtype
     kernel = with_step_size(kernel, jnp.asarray(kernel.step_size, dtype))
-    path = Path(energy, reference, condition, jnp.ones((), dtype))
+    path = Path(coordinate_energy(energy, dtype), reference, condition, jnp.ones((), dtype))
     keys = chain_keys(key, num_chains)
     tune = tunes(kernel, num_warmup)
     ensembles = start_ladders(kernel, path, inverse_temperatures, keys, tune=tune)

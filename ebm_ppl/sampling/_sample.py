@@ -11,6 +11,8 @@ from jaxtyping import Array
 
 from ebm_ppl._checks import check_condition, check_count, check_key, what_came
 from ebm_ppl.energies import AbstractEnergy
+from ebm_ppl.energies._coordinate_energy import CoordinateEnergy, coordinate_energy
+from ebm_ppl.energies._coordinates import Coordinates
 from ebm_ppl.energies._sum import check_energy_type
 from ebm_ppl.errors import ChainFailedError, warn_problems
 from ebm_ppl.kernels import MALA, AbstractKernel
@@ -52,6 +54,10 @@ def sample(
 ) -> Draws:
     r"""Draw from \(p(x) \propto \exp(-E(x))\) with many chains at once.
 
+    An energy with a `support` is sampled in real coordinates (NumPyro's bijection of the support, the Jacobian
+    included); positions and `lp` are those of the events. An energy with named parts gives a dictionary of positions.
+    The energy is traced at every call: it is what its code, globals and closures are at that moment.
+
     All chains run in one compiled program on the device, in chunks of about a second, so that progress is shown,
     Ctrl-C returns the draws so far (flagged `INTERRUPTED`) and device memory stays bounded. Chain c uses
     `fold_in(key, c)` and its transition t `fold_in(., t)`: the draws do not depend on the number of chains or on
@@ -70,8 +76,8 @@ def sample(
         num_warmup: transitions of warm-up, at least 0.
         num_samples: draws kept per chain, at least 1.
         thinning: transitions per kept draw, at least 1.
-        initial_positions: `(num_chains, *event_shape)`; by default uniform in [-2, 2] in every coordinate, redrawn up
-            to ten times where the energy is not finite.
+        initial_positions: events, `(num_chains, *event_shape)`, or a dictionary of the named parts; by default uniform
+            in [-2, 2] in every real coordinate, redrawn up to ten times where the energy is not finite.
         init_strategy: where chains start. `"uniform"`: at `initial_positions`. `"optimize"`: L-BFGS (optax) goes from
             there, each chain by itself, until the root mean square of the gradient is below 0.01, at most 500 steps
             (`settings["unfinished_searches"]` counts chains that would have needed more); normal noise of standard
@@ -142,7 +148,7 @@ def sample(
     _check_length(counts)
     key = check_key(key)
     check_memory(
-        num_chains=counts["num_chains"], num_samples=counts["num_samples"], event_shape=energy.event_shape,
+        num_chains=counts["num_chains"], num_samples=counts["num_samples"], event_shape=_packed_shape(energy),
         itemsize=jnp.result_type(float).itemsize, precondition=precondition, stored=store is not None,
     )  # fmt: skip
     condition = check_condition(condition, energy.condition_shape, counts["num_chains"])
@@ -151,9 +157,11 @@ def sample(
         raise NotImplementedError(
             "`checkpoint` or `store` with several processes; save the draws that every process gets instead."
         )
-    positions, facts = _starts(energy, kernel, initial_positions, init_strategy, condition, key, counts["num_chains"])
+    inner = coordinate_energy(energy, _position_dtype(initial_positions))
+    _check_callback(inner, checkpoint)
+    positions, facts = _starts(inner, kernel, initial_positions, init_strategy, condition, key, counts["num_chains"])
     kernel = with_step_size(kernel, jnp.asarray(kernel.step_size, positions.dtype))
-    target = chain_target(energy, condition, mesh)
+    target = chain_target(inner.target, condition, mesh)
     run = Run(kernel, target, positions, key, precondition, pool_warmup, **counts, **facts)
     if checkpoint is not None:
         run.checkpoint = Checkpoint(pathlib.Path(checkpoint), run_fingerprint(run))
@@ -177,8 +185,26 @@ def _check_length(counts: dict[str, int]) -> None:
         )
 
 
+def _packed_shape(energy: AbstractEnergy) -> tuple[int, ...]:
+    return Coordinates(energy.event_shape, energy.support).packed_shape
+
+
+def _position_dtype(initial_positions: Any) -> Any:
+    """Chains run in JAX's default precision (None); half precision is passed on, to be refused by name."""
+    dtypes = [leaf.dtype for leaf in jax.tree.leaves(initial_positions) if hasattr(leaf, "dtype")]
+    return next((dtype for dtype in dtypes if dtype in (jnp.bfloat16, jnp.float16)), None)
+
+
+def _check_callback(energy: CoordinateEnergy, checkpoint: object) -> None:
+    if checkpoint is not None and energy.target.has_callback:
+        raise ValueError(
+            "`checkpoint` must be None for an energy that calls back into Python (jax.pure_callback and the like): "
+            "what it computes cannot be recorded, so that another energy could be resumed unnoticed."
+        )
+
+
 def _starts(
-    energy: AbstractEnergy,
+    energy: CoordinateEnergy,
     kernel: AbstractKernel,
     initial_positions: Any,
     init_strategy: str,

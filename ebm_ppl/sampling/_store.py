@@ -123,7 +123,7 @@ class DrawStore:
             self._write_small(f"{group}/chain", np.arange(len(scale)), ["chain"])
             self._write_small(f"{group}/draw", np.arange(self.drawn), ["draw"])
         little = scale.astype(scale.dtype.newbyteorder("<"))
-        known = {"format": FORMAT_VERSION, "scale": [little.dtype.str, sha256(little.tobytes())]}
+        known = {"format": FORMAT_VERSION, "scale": [little.dtype.str, sha256(little.tobytes()), list(little.shape)]}
         text = json.dumps(known | facts | {"record": self.record() | {"path": ""}}, sort_keys=True)
         self._write_group("", {"ebm_ppl": {"complete": True, "facts": text, "sha256": sha256(text.encode())}})
 
@@ -264,12 +264,11 @@ def load_store(path: pathlib.Path) -> tuple[DrawStore, dict[str, Any], np.ndarra
         if sha256(found["facts"].encode()) != found["sha256"] or facts["format"] != FORMAT_VERSION:
             raise ValueError("its facts do not match their checksum, or it has another format")
         store = DrawStore.reopen(facts["record"] | {"path": str(path)})
-        scale = read_file(path.joinpath(SCALE, "c", *["0"] * (len(store.layout[POSITIONS]["shape"]) - 1)))
-        dtype, checksum = facts["scale"]
+        dtype, checksum, shape = facts["scale"]
+        scale = read_file(path.joinpath(SCALE, "c", *["0"] * len(shape)))
         if sha256(scale) != checksum:
             raise ValueError("the scale does not match its checksum")
-        whole = store.layout[POSITIONS]["shape"]
-        values = np.frombuffer(scale, np.dtype(dtype)).reshape(whole[0], *whole[2:])
+        values = np.frombuffer(scale, np.dtype(dtype)).reshape(shape)
     except CheckpointError:
         raise
     except DAMAGE as error:

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from ebm_ppl._types import PRNGKey, Scalar
-from ebm_ppl.energies import AbstractEnergy, AbstractReferenceEnergy
+from ebm_ppl.energies import AbstractReferenceEnergy
+from ebm_ppl.energies._coordinate_energy import CoordinateEnergy
 from ebm_ppl.kernels import AbstractKernel
 from ebm_ppl.sampling._warmup import (
     Adaptation,
@@ -26,7 +27,7 @@ EXPLORE, SWAP, REFERENCE, TUNE = 0, 1, 2, 3  # folded into an iteration's key
 class Path(eqx.Module):
     """x -> -(1 - beta) E_0(x) - beta E(x): the log density of one level, and its potential V = E - E_0."""
 
-    energy: AbstractEnergy
+    energy: CoordinateEnergy
     reference: AbstractReferenceEnergy
     condition: Any
     inverse_temperature: Float[Array, ""]

@@ -10,7 +10,6 @@ a chain that moves with a fixed step would shrink from window to window, since a
 
 from typing import Any, NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,6 +18,7 @@ from blackjax.adaptation.step_size import dual_averaging_adaptation, find_reason
 from jaxtyping import Array, Float
 
 from ebm_ppl._types import LogDensityFn, PRNGKey, Scalar
+from ebm_ppl.energies import AbstractLogDensity
 from ebm_ppl.kernels import AbstractKernel
 from ebm_ppl.kernels._base import with_step_size
 from ebm_ppl.kernels._parts import at_noise_scale, minibatch_density
@@ -26,7 +26,7 @@ from ebm_ppl.sampling._low_rank import initial_preconditioner
 from ebm_ppl.sampling._preconditioners import AbstractPreconditioner
 
 
-class Whitened(eqx.Module):
+class Whitened(AbstractLogDensity):
     """z -> log p(T z). The constant log-Jacobian is left out, so that values stay those of the user's density."""
 
     logdensity_fn: LogDensityFn

@@ -1,0 +1,254 @@
+"""A traced function, identified by what it computes: its program and the shapes of its arrays, not a Python object."""
+
+import hashlib
+import types
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var
+from jaxtyping import Array
+
+CALLBACKS = frozenset({"pure_callback", "io_callback", "debug_callback", "python_callback", "xla_ffi_call", "ffi_call"})
+CUSTOM_RULES = frozenset({"custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr", "custom_lin"})
+NAMES_ONLY = frozenset({"name", "debug_info", "debug", "jvp_jaxpr_fun", "jvp_jaxpr_thunk", "fwd_jaxpr_thunk", "bwd"})
+
+
+class Program:
+    """A function of arrays as JAX traced it. Two programs are equal where they compute the same from their arguments.
+
+    Arrays that the function closed over, or found in globals, are arguments too: the first ones. Equality and hash
+    read the canonical text of the jaxpr, so a program may be a static field of a module and the key of a cache of
+    compiled code: an equal function that was defined afresh compiles nothing, and a changed one is another program.
+
+    A function that calls back into Python computes what the program does not show: such a program equals itself only.
+
+    Attributes:
+        fingerprint: SHA-256 of the canonical text, hexadecimal; the same in every process. It names the computation
+            and the shapes and dtypes of all arguments, and none of their values.
+        has_callback: whether the program calls back into Python.
+        num_constants: how many leading arguments are arrays that the function closed over.
+    """
+
+    __slots__ = ("_jaxpr", "fingerprint", "has_callback", "num_constants")
+
+    def __init__(self, jaxpr: Jaxpr, num_constants: int, extra: bytes = b"") -> None:
+        self._jaxpr = jaxpr
+        self.num_constants = num_constants
+        self.has_callback = any(eqn.primitive.name in CALLBACKS for eqn in _equations(jaxpr))
+        text = _Text()
+        text.jaxpr(jaxpr)
+        opaque = f"|{id(self):x}" if self.has_callback or text.opaque else ""
+        self.fingerprint = hashlib.sha256("\n".join(text.lines).encode() + extra + opaque.encode()).hexdigest()
+
+    def __call__(self, *arguments: Array) -> tuple[Array, ...]:
+        """The outputs, from the flat arguments: the constants first."""
+        constants, rest = arguments[: self.num_constants], arguments[self.num_constants :]
+        return tuple(map(jnp.asarray, jax.core.eval_jaxpr(self._jaxpr, constants, *rest)))  # a literal is no array yet
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Program) and self.fingerprint == other.fingerprint
+
+    def __hash__(self) -> int:
+        return hash(self.fingerprint)
+
+    def __repr__(self) -> str:
+        return f"Program({self.fingerprint[:12]})"
+
+
+def trace_program(function: Callable[..., Any], *arguments: Any) -> tuple[Program, tuple[Array, ...]]:
+    """`function(*arguments)` as a program, and the arrays it closed over.
+
+    Nothing is computed. Constants of nested compiled functions (`jax.jit` inside the function) count as closed over
+    too. `function` must return one array or a flat tuple of arrays.
+
+    Args:
+        function: what to trace.
+        arguments: arrays, or `jax.ShapeDtypeStruct` in their place.
+
+    Returns:
+        The program, whose first `num_constants` arguments are the constants, and the constants.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> offset = jnp.arange(3.0)
+        >>> x = jax.ShapeDtypeStruct((3,), jnp.float32)
+        >>> first, constants = trace_program(lambda x: jnp.sum(x * offset), x)
+        >>> second, _ = trace_program(lambda y: jnp.sum(y * offset), x)
+        >>> first == second, first == trace_program(lambda x: jnp.sum(x + offset), x)[0]
+        (True, False)
+        >>> float(first(*constants, jnp.ones(3))[0])
+        3.0
+    """
+    closed = jax.make_jaxpr(function)(*arguments)
+    nested = _nested_constants(closed.jaxpr)
+    if nested:
+        closed = _inlined(closed, arguments)
+    constants = tuple(closed.consts)
+    jaxpr = _without_constants(closed)
+    extra = b""
+    if any(eqn.primitive.name in CUSTOM_RULES for eqn in _equations(jaxpr)):
+        extra = _derivative_text(function, arguments, constants)
+    return Program(jaxpr, len(constants), extra), tuple(_as_array(constant) for constant in constants)
+
+
+def _as_array(constant: Any) -> Array:
+    return constant if isinstance(constant, Tracer | jax.Array) else jnp.asarray(np.asarray(constant))
+
+
+def _without_constants(closed: ClosedJaxpr) -> Jaxpr:
+    """The program alone: kept for as long as compiled code is, it must not keep the arrays of its first use."""
+    jaxpr = closed.jaxpr
+    return Jaxpr(jaxpr, []) if hasattr(jaxpr, "consts") else jaxpr  # from JAX 0.12 on a jaxpr holds its constants
+
+
+def _derivative_text(function: Callable[..., Any], arguments: Sequence[Any], constants: Sequence[Any]) -> bytes:
+    """What tells custom derivative rules apart: the program of the derivative, and the arrays that only it holds."""
+    floating = [i for i, a in enumerate(arguments) if jnp.issubdtype(jnp.result_type(a), jnp.floating)]
+
+    def total(*arguments: Any) -> Array:
+        outputs = jax.tree.leaves(function(*arguments))
+        return sum((jnp.sum(output) for output in outputs), start=jnp.zeros((), outputs[0].dtype))
+
+    try:
+        closed = jax.make_jaxpr(jax.grad(total, argnums=tuple(floating)))(*arguments)
+    except (TypeError, ValueError, NotImplementedError):  # no reverse-mode derivative: nothing will ask for it
+        return b"no derivative"
+    text = _Text()
+    text.closed(closed)
+    known = {id(constant) for constant in constants}
+    for constant in closed.consts:
+        if id(constant) not in known:
+            text.lines.append(_bytes_of(constant))
+    if text.opaque:
+        text.lines.append(f"{id(closed):x}")
+    return "\n".join(text.lines).encode()
+
+
+def _equations(jaxpr: Jaxpr) -> Iterator[Any]:
+    """All equations, those of nested programs included."""
+    for eqn in jaxpr.eqns:
+        yield eqn
+        for _, inner in _inner_programs(eqn):
+            yield from _equations(getattr(inner, "jaxpr", inner))
+
+
+def _inner_programs(eqn: Any) -> Iterator[tuple[str, Any]]:
+    for name, value in eqn.params.items():
+        for part in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(part, ClosedJaxpr | Jaxpr):
+                yield name, part
+
+
+def _nested_constants(jaxpr: Jaxpr) -> bool:
+    """Whether a compiled function inside holds arrays of its own."""
+    nested = [eqn.params["jaxpr"] for eqn in jaxpr.eqns if eqn.primitive.name in ("jit", "pjit")]
+    return any(inner.consts or _nested_constants(inner.jaxpr) for inner in nested)
+
+
+def _inlined(closed: ClosedJaxpr, arguments: Sequence[Any]) -> ClosedJaxpr:
+    """The same program with nested compiled functions spelt out, so that their constants are its own."""
+
+    def run(jaxpr: Jaxpr, consts: Sequence[Any], values: Sequence[Any]) -> list[Any]:
+        environment: dict[Any, Any] = dict(zip(jaxpr.constvars, consts, strict=True))
+        environment |= dict(zip(jaxpr.invars, values, strict=True))
+
+        def read(atom: Any) -> Any:
+            return atom.val if isinstance(atom, Literal) else environment[atom]
+
+        unnamed = jaxpr.debug_info.with_unknown_names()
+        for eqn in jaxpr.eqns:
+            inputs = [read(atom) for atom in eqn.invars]
+            if eqn.primitive.name in ("jit", "pjit"):
+                inner = eqn.params["jaxpr"]
+                outputs = run(inner.jaxpr, inner.consts, inputs)
+            else:
+                variables = {
+                    atom: value for atom, value in zip(eqn.invars, inputs, strict=True) if isinstance(atom, Var)
+                }
+                one = Jaxpr((), list(variables), eqn.outvars, [eqn], eqn.effects, unnamed)
+                outputs = jax.core.eval_jaxpr(one, (), *variables.values())
+            environment |= dict(zip(eqn.outvars, outputs, strict=True))
+        return [read(atom) for atom in jaxpr.outvars]
+
+    return jax.make_jaxpr(lambda *values: tuple(run(closed.jaxpr, closed.consts, values)))(*arguments)
+
+
+class _Text:
+    """The canonical text of a program: variables are numbered as they appear, literals are written as bytes."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.opaque = False  # something was met whose text does not tell what it is
+
+    def closed(self, closed: ClosedJaxpr) -> None:
+        """A program and the values of the constants that it still holds."""
+        self.jaxpr(closed.jaxpr)
+        self.lines.extend(_bytes_of(constant) for constant in closed.consts)
+
+    def jaxpr(self, jaxpr: Jaxpr) -> None:
+        """One line per equation."""
+        numbers: dict[Var, int] = {}
+
+        def name(atom: Any) -> str:
+            if isinstance(atom, Literal):
+                return f"{_bytes_of(atom.val)}:{atom.aval.str_short()}"
+            return str(numbers.setdefault(atom, len(numbers)))
+
+        inputs = [*jaxpr.constvars, *jaxpr.invars]
+        self.lines.append("{" + ",".join(f"{name(var)}:{_type(var.aval)}" for var in inputs))
+        for eqn in jaxpr.eqns:
+            self.lines.append(eqn.primitive.name + "(" + ",".join(name(atom) for atom in eqn.invars) + ")")
+            for key in sorted(eqn.params):
+                self.lines.append(key)
+                self.value(key, eqn.params[key])
+            self.lines.append("=" + ",".join(f"{name(var)}:{_type(var.aval)}" for var in eqn.outvars))
+        self.lines.append("}" + ",".join(name(atom) for atom in jaxpr.outvars))
+
+    def value(self, key: str, value: Any) -> None:
+        """A parameter of an equation."""
+        if isinstance(value, ClosedJaxpr):
+            self.closed(value)
+        elif isinstance(value, Jaxpr):
+            self.jaxpr(value)
+        elif isinstance(value, tuple | list) and type(value).__repr__ in (tuple.__repr__, list.__repr__):
+            self.lines.append(f"[{len(value)}")
+            for part in value:
+                self.value(key, part)
+        elif isinstance(value, np.ndarray | jax.Array):
+            self.lines.append(_bytes_of(value))
+        elif key not in NAMES_ONLY:
+            self._plain(value)
+
+    def _plain(self, value: Any) -> None:
+        text = repr(value)
+        if callable(value) and not isinstance(value, type | np.dtype):
+            text = _function_text(value)
+        if " at 0x" in text:
+            self.opaque = True
+        self.lines.append(text)
+
+
+def _function_text(value: Any) -> str:
+    plain = isinstance(value, types.FunctionType) and value.__closure__ is None and "<" not in value.__qualname__
+    builtin = isinstance(value, types.BuiltinFunctionType | np.ufunc)
+    return f"{value.__module__}.{value.__qualname__}" if plain or builtin else repr(value)
+
+
+def _type(aval: Any) -> str:
+    weak = "*" if getattr(aval, "weak_type", False) else ""
+    return aval.str_short() + weak
+
+
+def _bytes_of(value: Any) -> str:
+    if isinstance(value, Tracer):
+        return f"tracer {value.aval} {id(value):x}"
+    if isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
+        return f"key {jax.random.key_impl(value)} {_bytes_of(jax.random.key_data(value))}"
+    host = np.asarray(value)
+    content = host.tobytes() if host.dtype != object else repr(value).encode()
+    digest = content.hex() if len(content) <= 64 else hashlib.sha256(content).hexdigest()
+    return f"{host.dtype}{host.shape}{digest}"
