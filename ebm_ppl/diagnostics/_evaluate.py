@@ -105,7 +105,6 @@ def _over_draws(
     condition: Float[Array, "..."] | None,
 ) -> Float[Array, "chain draw ..."]:
     """`function(x, condition)` at every draw, in batches; `condition` may bring one entry per chain."""
-
     size = max(1, BATCH // len(jax.tree.leaves(positions)[0]))
 
     def one_chain(draws: Any, given: Float[Array, "..."] | None) -> Float[Array, "draw ..."]:

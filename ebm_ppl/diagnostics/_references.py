@@ -60,7 +60,7 @@ def _own(energy: AbstractEnergy, num_pairs: int, key: jax.Array, condition: Any)
     draws = parallel_tempering(
         energy, key=key, num_chains=CHAINS, num_samples=samples, condition=condition, progress_bar=False
     )
-    thinned, ess = _independent(draws.positions)
+    thinned, ess = _independent(np.asarray(draws.positions))
     order = np.asarray(jax.random.permutation(jax.random.fold_in(key, 1), len(thinned)))
     count = min(num_pairs, len(thinned) // 2)
     note = (

@@ -42,4 +42,4 @@ def coordinate_energy(energy: AbstractEnergy | Any, dtype: Any = None) -> Coordi
     Raises what `Target` raises.
     """
     target = Target(energy, dtype=dtype)
-    return CoordinateEnergy(target, target.shape, condition_shape=energy.condition_shape)
+    return CoordinateEnergy(target=target, event_shape=target.shape, condition_shape=energy.condition_shape)

@@ -179,8 +179,10 @@ class Coordinates(eqx.Module):
 
     def _part_shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape of the coordinates of every part."""
-        shapes = {}
-        for name, shape in dict(self.event_shape).items():
+        shapes: dict[str, tuple[int, ...]] = {}
+        if not isinstance(self.event_shape, NamedShapes):
+            return shapes
+        for name, shape in self.event_shape.items():
             support = self._support_of(name)
             shapes[name] = shape if support is None else _coordinate_shape(support, shape)
         return shapes

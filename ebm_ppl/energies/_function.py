@@ -96,7 +96,7 @@ class FunctionEnergy(AbstractEnergy):
         arguments = () if self.params is None else (self.params,)
         arguments += (x,) if self.condition_shape is None else (x, condition)
         name = getattr(self.fn, "__name__", type(self.fn).__name__)
-        fn = self.fn.__wrapped__ if isinstance(self.fn, jax.stages.Wrapped) else self.fn
+        fn: Any = getattr(self.fn, "__wrapped__", self.fn) if isinstance(self.fn, jax.stages.Wrapped) else self.fn
         return as_scalar(name, fn(*arguments), dtype)
 
 

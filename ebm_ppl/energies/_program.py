@@ -8,8 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var
+from jax.core import Tracer, eval_jaxpr
+from jax.extend.core import Jaxpr, Literal, Var
 from jaxtyping import Array
 
 CALLBACKS = frozenset({"pure_callback", "io_callback", "debug_callback", "python_callback", "xla_ffi_call", "ffi_call"})
@@ -47,7 +47,7 @@ class Program:
     def __call__(self, *arguments: Array) -> tuple[Array, ...]:
         """The outputs, from the flat arguments: the constants first."""
         constants, rest = arguments[: self.num_constants], arguments[self.num_constants :]
-        return tuple(map(jnp.asarray, jax.core.eval_jaxpr(self._jaxpr, constants, *rest)))  # a literal is no array yet
+        return tuple(map(jnp.asarray, eval_jaxpr(self._jaxpr, constants, *rest)))  # a literal is no array yet
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Program) and self.fingerprint == other.fingerprint
@@ -99,7 +99,7 @@ def _as_array(constant: Any) -> Array:
     return constant if isinstance(constant, Tracer | jax.Array) else jnp.asarray(np.asarray(constant))
 
 
-def _without_constants(closed: ClosedJaxpr) -> Jaxpr:
+def _without_constants(closed: Any) -> Jaxpr:
     """The program alone: kept for as long as compiled code is, it must not keep the arrays of its first use."""
     jaxpr = closed.jaxpr
     return Jaxpr(jaxpr, []) if hasattr(jaxpr, "consts") else jaxpr  # from JAX 0.12 on a jaxpr holds its constants
@@ -139,8 +139,13 @@ def _equations(jaxpr: Jaxpr) -> Iterator[Any]:
 def _inner_programs(eqn: Any) -> Iterator[tuple[str, Any]]:
     for name, value in eqn.params.items():
         for part in value if isinstance(value, tuple | list) else (value,):
-            if isinstance(part, ClosedJaxpr | Jaxpr):
+            if _is_program(part):
                 yield name, part
+
+
+def _is_program(value: Any) -> bool:
+    """Whether it is a jaxpr; before JAX 0.12 those with constants were of a class of their own."""
+    return isinstance(getattr(value, "jaxpr", value), Jaxpr)
 
 
 def _nested_constants(jaxpr: Jaxpr) -> bool:
@@ -149,7 +154,7 @@ def _nested_constants(jaxpr: Jaxpr) -> bool:
     return any(inner.consts or _nested_constants(inner.jaxpr) for inner in nested)
 
 
-def _inlined(closed: ClosedJaxpr, arguments: Sequence[Any]) -> ClosedJaxpr:
+def _inlined(closed: Any, arguments: Sequence[Any]) -> Any:
     """The same program with nested compiled functions spelt out, so that their constants are its own."""
 
     def run(jaxpr: Jaxpr, consts: Sequence[Any], values: Sequence[Any]) -> list[Any]:
@@ -170,7 +175,7 @@ def _inlined(closed: ClosedJaxpr, arguments: Sequence[Any]) -> ClosedJaxpr:
                     atom: value for atom, value in zip(eqn.invars, inputs, strict=True) if isinstance(atom, Var)
                 }
                 one = Jaxpr((), list(variables), eqn.outvars, [eqn], eqn.effects, unnamed)
-                outputs = jax.core.eval_jaxpr(one, (), *variables.values())
+                outputs = eval_jaxpr(one, (), *variables.values())
             environment |= dict(zip(eqn.outvars, outputs, strict=True))
         return [read(atom) for atom in jaxpr.outvars]
 
@@ -184,10 +189,10 @@ class _Text:
         self.lines: list[str] = []
         self.opaque = False  # something was met whose text does not tell what it is
 
-    def closed(self, closed: ClosedJaxpr) -> None:
+    def closed(self, closed: Any) -> None:
         """A program and the values of the constants that it still holds."""
-        self.jaxpr(closed.jaxpr)
-        self.lines.extend(_bytes_of(constant) for constant in closed.consts)
+        self.jaxpr(getattr(closed, "jaxpr", closed))
+        self.lines.extend(_bytes_of(constant) for constant in getattr(closed, "consts", ()))
 
     def jaxpr(self, jaxpr: Jaxpr) -> None:
         """One line per equation."""
@@ -210,10 +215,8 @@ class _Text:
 
     def value(self, key: str, value: Any) -> None:
         """A parameter of an equation."""
-        if isinstance(value, ClosedJaxpr):
+        if _is_program(value):
             self.closed(value)
-        elif isinstance(value, Jaxpr):
-            self.jaxpr(value)
         elif isinstance(value, tuple | list) and type(value).__repr__ in (tuple.__repr__, list.__repr__):
             self.lines.append(f"[{len(value)}")
             for part in value:

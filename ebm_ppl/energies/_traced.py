@@ -65,22 +65,22 @@ def traced(energy: AbstractEnergy, dtype: Any = None) -> AbstractEnergy:
         EnergyDtypeError: `dtype`, or the energy's value, is not float32 or float64.
         NonDifferentiableEnergyError: the energy calls NumPy, or needs the value of its event in Python.
     """
-    dtype = np.dtype(jnp.result_type(float) if dtype is None else dtype)
-    if dtype not in (np.float32, np.float64):
+    chosen: Any = np.dtype(jnp.result_type(float) if dtype is None else dtype)
+    if chosen not in (np.float32, np.float64):
         raise EnergyDtypeError(
-            f"positions must be float32 or float64; got {dtype}: sums and accept ratios lose their digits in half "
+            f"positions must be float32 or float64; got {chosen}: sums and accept ratios lose their digits in half "
             "precision. Cast the positions; the energy may compute in half precision inside."
         )
     if isinstance(energy, TracedEnergy):
         return energy
     if isinstance(energy, DataSumEnergy):
-        parts = traced(energy.prior, dtype), traced(energy.term, dtype)
+        parts = traced(energy.prior, chosen), traced(energy.term, chosen)
         return eqx.tree_at(lambda e: (e.prior, e.term), energy, parts)
     arrays, static = eqx.partition(energy, eqx.is_array)
     leaves, structure = jax.tree.flatten(arrays)
-    event = event_structure(energy.event_shape, dtype)
+    event = event_structure(energy.event_shape, chosen)
     event_leaves, event_treedef = jax.tree.flatten(event)
-    condition = () if energy.condition_shape is None else (jax.ShapeDtypeStruct(energy.condition_shape, dtype),)
+    condition = () if energy.condition_shape is None else (jax.ShapeDtypeStruct(energy.condition_shape, chosen),)
     ends = len(leaves), len(leaves) + len(event_leaves)
 
     def function(*flat: Array) -> Array:
@@ -90,11 +90,11 @@ def traced(energy: AbstractEnergy, dtype: Any = None) -> AbstractEnergy:
 
     program, constants = _explained(energy, function, (*leaves, *event_leaves, *condition))
     return TracedEnergy(
-        program,
-        (*constants, *leaves),
-        dtype,
-        label(energy),
-        energy.event_shape,
+        program=program,
+        arrays=(*constants, *leaves),
+        dtype=chosen,
+        name=label(energy),
+        event_shape=energy.event_shape,
         condition_shape=energy.condition_shape,
     )
 

@@ -107,7 +107,7 @@ def annealed_importance(
     rows = check_rows(energy, key, condition)
     base = check_base("reference", reference, rows.energy)
     mover = check_mover(kernel, check_count("num_steps", num_steps))
-    exact = draws is None and isinstance(energy, AbstractReferenceEnergy) and energy.support is None
+    own = energy if isinstance(energy, AbstractReferenceEnergy) and energy.support is None and draws is None else None
     runs = annealed_runs(
         rows.energy,
         base,
@@ -119,9 +119,9 @@ def annealed_importance(
         num_samples=check_count("num_samples", num_samples, 2),
         num_pilot=check_count("num_pilot", num_pilot, 2),
         reverse=bool(reverse),
-        exact=energy if exact else None,
+        exact=own,
     )
-    given = draws is not None or exact
+    given = draws is not None or own is not None
     return finish(estimate_from_annealing(runs, independent=given), batched=rows.batched, strict=strict)
 
 

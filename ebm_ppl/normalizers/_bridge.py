@@ -143,7 +143,8 @@ def _sampled(rows: Rows, num_chains: int, initial_positions: Any, **settings: An
         condition=conditions,
         **settings,
     )
-    positions = jnp.asarray(draws.positions).reshape(count, num_chains, *draws.positions.shape[1:])
+    positions: Any = jnp.asarray(draws.positions)  # real coordinates
+    positions = positions.reshape(count, num_chains, *positions.shape[1:])
     problems = tuple(
         problem
         if problem.chain is None
