@@ -18,7 +18,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(__file__).parent.parent / ".jax_cache"))
 # Programs of one operation too: eager code compiles thousands, and most of them are needed in several files.
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-# XLA's optimisation takes a third of the suite's time, and pays only where a long loop follows: there a test asks for it.
+# XLA's optimisation takes a third of the suite's time and pays only where a long loop follows: there a test asks for it.
 jax.config.update("jax_disable_most_optimizations", True)
 
 
