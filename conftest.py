@@ -10,6 +10,7 @@ MAX_MAPS = 30_000  # of 65,530 that Linux allows a process; a program takes a fe
 
 def pytest_runtest_teardown(item, nextitem):
     """Free the compiled programs when many have come together; elsewhere than on Linux, after each file."""
-    if nextitem is None or nextitem.path != item.path:
-        if not MAPS.exists() or MAPS.read_bytes().count(b"\n") > MAX_MAPS:
-            jax.clear_caches()
+    if nextitem is not None and nextitem.path == item.path:
+        return
+    if not MAPS.exists() or MAPS.read_bytes().count(b"\n") > MAX_MAPS:
+        jax.clear_caches()
