@@ -13,6 +13,9 @@ import matplotlib as mpl
 import numpyro  # noqa: F401  (before any `arviz` import: see docs/conventions.md)
 import pytest
 
+from tests import checked_once
+
+checked_once.install()
 mpl.use("agg")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
