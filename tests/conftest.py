@@ -24,8 +24,7 @@ jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(__file__).parent
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 # XLA's optimisation takes a third of the suite's time, and pays only where a long loop follows: tests ask for it there.
 jax.config.update("jax_disable_most_optimizations", True)
-# Traces are large and live long: to look through all of them again and again for garbage takes a twentieth of the time.
-gc.freeze()
+# Traces are large and live long: to look through them for garbage as often as usual takes a tenth of the time.
 gc.set_threshold(50_000, 20, 20)
 
 
