@@ -6,7 +6,7 @@ import pathlib
 import jax
 
 MAPS = pathlib.Path("/proc/self/maps")
-MAX_MAPS = 30_000  # of 65,530 that Linux allows a process; a program takes a few
+MAX_MAPS = 6_000  # of 65,530 that Linux allows a process; then it holds about 3 GiB
 
 
 def pytest_runtest_teardown(item, nextitem):
