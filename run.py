@@ -353,7 +353,7 @@ def lint(exe):
 
 # Command: what usage says, and what the environment's Python is handed (None: see `main`).
 # A file's tests share fixtures and compiled programs: they stay in one process. Each process takes about 2 GiB.
-WORKERS = ["--numprocesses", "auto", "--maxprocesses", "4", "--dist", "loadfile"]
+WORKERS = ["--numprocesses", "auto", "--maxprocesses", "4", "--dist", "loadfile", "--no-loadscope-reorder"]
 COMMANDS = {
     "bench": ("run the benchmarks", ["benchmarks/run.py"]),
     "demo": ("learn an energy of digits, restore half-hidden ones, diagnose", ["examples/01_digits_inpainting.py"]),

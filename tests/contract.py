@@ -1,6 +1,7 @@
 """What a row of the contract table is: see `cases.py`."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -33,7 +34,7 @@ class Case:
     value: str | None
     random: bool
 
-    @property
+    @functools.cached_property
     def name(self) -> str:
         """The class of the row."""
         return type(self.make()).__name__

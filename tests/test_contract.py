@@ -1,5 +1,6 @@
 """What holds for every public class: a row, an entry in the docs, a reference; and what the row buys."""
 
+import collections
 import importlib
 import inspect
 import pathlib
@@ -12,7 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.test_util import check_grads
 
 import ebm_ppl
 from tests.cases import CASES, KERNELS, OBJECTIVES
@@ -117,14 +117,43 @@ def test_no_row_is_left_over():
 # --- what a row buys
 
 
+TRACES = collections.Counter()  # of `run`, by row
+legacy = jax.random.key_data  # the same key in the form of JAX's first years
+
+
 @eqx.filter_jit
 def run(case, module, key, *inputs):
-    """`case.call`, compiled: eager execution is tested once, and costs a compilation per operation."""
+    """`case.call`, compiled once for all tests of a row; they hand it legacy keys, and typed ones to `run_mapped`."""
+    TRACES[case] += 1
     return case.call(module, key, *inputs)
+
+
+@eqx.filter_jit
+def run_mapped(case, module, keys, *stacked):
+    """`case.call`, mapped over keys and inputs."""
+    in_axes = (None, eqx.if_array(0), *[eqx.if_array(0)] * len(stacked))
+    return eqx.filter_vmap(case.call, in_axes=in_axes)(module, keys, *stacked)
+
+
+def stack(rows):
+    return jax.tree.map(lambda *leaves: np.stack(leaves) if eqx.is_array(leaves[0]) else leaves[0], *rows)
+
+
+def mapped_and_loop(case, key):
+    """The results for three typed keys and inputs at once, and one by one for the same keys in their legacy form."""
+    module, keys = case.make(), jax.random.split(key, 3)
+    inputs = [case.draw(module, one) for one in keys]
+    loop = [run(case, module, legacy(one), *row) for one, row in zip(keys, inputs, strict=True)]
+    return run_mapped(case, module, keys, *stack(inputs)), loop
 
 
 PARAMETERS = [pytest.param(case, id=f"{number}-{case.name}") for number, case in enumerate(CASES)]
 every_case = pytest.mark.parametrize("case", PARAMETERS)
+# An energy, a kernel, an objective, the buffer, a sampler: of each kind a row of few operations.
+ONE_OF_EACH_KIND = [
+    next(case for case in PARAMETERS if case.values[0].name == name)
+    for name in ("FunctionEnergy", "RandomWalk", "ExactScoreMatching", "ReplayBuffer", "ChainSampler")
+]
 
 
 def assert_trees_close(found, expected):
@@ -148,28 +177,30 @@ def in_float32(tree):
 def test_value_is_the_reference(case: Case, key):
     module = case.make()
     inputs = case.draw(module, key)
-    found, expected = run(case, module, key, *inputs), case.reference(module, key, *inputs)
+    found, expected = run(case, module, legacy(key), *inputs), case.reference(module, key, *inputs)
     assert_trees_close({name: found[name] for name in expected}, {n: jnp.asarray(v) for n, v in expected.items()})
 
 
+@pytest.mark.parametrize("case", ONE_OF_EACH_KIND)
+def test_jit_is_no_jit(case: Case, key):
+    """Operation by operation, a row compiles up to a hundred programs; what else rows share is tested compiled."""
+    module = case.make()
+    inputs = case.draw(module, key)
+    assert_trees_close(run(case, module, legacy(key), *inputs), case.call(module, key, *inputs))
+
+
 @every_case
-def test_jit_is_no_jit_and_two_calls_are_one_trace(case: Case, key):
-    counted = eqx.filter_jit(eqx.debug.assert_max_traces(case.call, max_traces=1))
+def test_two_calls_are_one_trace(case: Case, key):
     for step_key in jax.random.split(key):
         module = case.make()  # equal, not the same
-        inputs = case.draw(module, step_key)
-        assert_trees_close(counted(module, step_key, *inputs), case.call(module, step_key, *inputs))
+        run(case, module, legacy(step_key), *case.draw(module, step_key))
+    assert TRACES[case] == 1
 
 
 @every_case
 def test_vmap_is_a_loop(case: Case, key):
-    module, keys = case.make(), jax.random.split(key, 3)
-    inputs = [case.draw(module, one) for one in keys]
-    stacked = jax.tree.map(lambda *rows: jnp.stack(rows) if eqx.is_array(rows[0]) else rows[0], *inputs)
-    mapped = eqx.filter_vmap(case.call, in_axes=(None, eqx.if_array(0), *[eqx.if_array(0)] * len(stacked)))
-    mapped = eqx.filter_jit(mapped)
-    loop = [run(case, module, one, *row) for one, row in zip(keys, inputs, strict=True)]
-    assert_trees_close(mapped(module, keys, *stacked), jax.tree.map(lambda *rows: jnp.stack(rows), *loop))
+    mapped, loop = mapped_and_loop(case, key)
+    assert_trees_close(mapped, stack(loop))
 
 
 @every_case
@@ -205,18 +236,22 @@ def test_pytree_round_trip_and_frozen(case: Case):
 def test_same_key_same_output(case: Case, key):
     module = case.make()
     inputs = case.draw(module, key)
-    first = run(case, module, key, *inputs)
-    assert eqx.tree_equal(first, run(case, module, key, *inputs))
-    legacy = run(case, module, jax.random.key_data(key), *inputs)
-    assert eqx.tree_equal(first, legacy)
+    first = run(case, module, legacy(key), *inputs)
+    assert eqx.tree_equal(first, run(case, module, legacy(key), *inputs))
+    typed = run_mapped(case, module, jnp.stack([key] * 3), *stack([inputs] * 3))
+    assert_trees_close(typed, stack([first] * 3))
     if case.random:
-        other = run(case, module, jax.random.fold_in(key, 1), *inputs)
+        other = run(case, module, legacy(jax.random.fold_in(key, 1)), *inputs)
         assert not eqx.tree_equal(first, other)
+
+
+HALF_STEP = 1 / 4096
+GRADIENT_TOLERANCE = 1e-5  # as in `jax.test_util`, in double precision
 
 
 @pytest.mark.parametrize("case", [case for case in PARAMETERS if case.values[0].value is not None])
 def test_gradients_are_finite_differences(case: Case, key):
-    """In the inputs and in the parameters, in double precision."""
+    """In the inputs and in the parameters, along a random direction, in double precision."""
     with jax.enable_x64(True):
         module = case.make()
         # An objective's own numbers are settings: what is trained is the model, an input.
@@ -224,17 +259,26 @@ def test_gradients_are_finite_differences(case: Case, key):
         variables, static = eqx.partition((parameters, case.draw(module, key)), eqx.is_inexact_array)
 
         @jax.jit
+        @jax.value_and_grad
         def value(variables):
             parameters, inputs = eqx.combine(variables, static)
             return case.call(settings if parameters is None else parameters, key, *inputs)[case.value]
 
-        check_grads(value, (variables,), order=1, modes=["rev"])
+        rng = np.random.default_rng(0)
+        direction = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape), variables)
+        above, below = (
+            float(value(jax.tree.map(lambda leaf, one, h=h: np.asarray(leaf) + h * one, variables, direction))[0])
+            for h in (HALF_STEP, -HALF_STEP)
+        )
+        slopes = jax.tree.map(np.vdot, direction, value(variables)[1])
+    found, expected = sum(jax.tree.leaves(slopes)), (above - below) / (2 * HALF_STEP)
+    np.testing.assert_allclose(found, expected, rtol=GRADIENT_TOLERANCE, atol=GRADIENT_TOLERANCE)
 
 
 @pytest.mark.parametrize("case", [pytest.param(case, id=case.name) for case in KERNELS])
 def test_kernels_report_the_statistics_that_every_caller_reads(case: Case, key):
     kernel = case.make()
-    found = run(case, kernel, key, *case.draw(kernel, key))
+    found = run(case, kernel, legacy(key), *case.draw(kernel, key))
     required = {"diverging", "nonfinite_proposal", "n_steps"}
     required |= {"acceptance_rate"} if kernel.target_acceptance_rate is not None else set()
     assert required <= set(found)
@@ -245,10 +289,11 @@ def test_kernels_report_the_statistics_that_every_caller_reads(case: Case, key):
 # --- objectives: the value and the minimum are known exactly
 
 
-def losses_and_gradients(case, key, move, num=40_000):
-    """Rows of independent single-event losses, and of their gradients in the parameters."""
+def losses_and_gradients(case, key, moves, num=40_000):
+    """Rows of independent single-event losses, and of their gradients in the parameters, after each of `moves`."""
     objective = case.make()
-    arrays, static = eqx.partition(move(case.draw(objective, key)[0]), eqx.is_inexact_array)
+    model = case.draw(objective, key)[0]
+    static = eqx.partition(model, eqx.is_inexact_array)[1]
     data_key, noise_key = jax.random.split(key)
     batches = case.draw(objective, data_key)[1]
     batches = jax.vmap(lambda one: case.draw(objective, one)[1])(jax.random.split(data_key, num // len(batches)))
@@ -256,18 +301,17 @@ def losses_and_gradients(case, key, move, num=40_000):
     def loss(arrays, batch, key):
         return case.call(objective, key, eqx.combine(arrays, static), batch)["loss"]
 
-    @jax.jit
-    def run(arrays, batches, keys):
-        return jax.vmap(jax.value_and_grad(loss), (None, 0, 0))(arrays, batches, keys)
-
-    losses, gradients = run(arrays, batches, jax.random.split(noise_key, len(batches)))
-    rows = [np.asarray(leaf).reshape(len(losses), -1) for leaf in jax.tree.leaves(gradients)]
-    return np.asarray(losses), np.concatenate(rows, axis=1)
+    run = jax.jit(jax.vmap(jax.value_and_grad(loss), (None, 0, 0)))
+    for move in moves:
+        arrays = eqx.filter(move(model), eqx.is_inexact_array)
+        losses, gradients = run(arrays, batches, jax.random.split(noise_key, len(batches)))
+        rows = [np.asarray(leaf).reshape(len(losses), -1) for leaf in jax.tree.leaves(gradients)]
+        yield np.asarray(losses), np.concatenate(rows, axis=1)
 
 
 @pytest.mark.parametrize("case", [pytest.param(case, id=case.name) for case in OBJECTIVES])
 def test_objective_has_its_exact_value_and_its_minimum_at_the_truth(case, key):
-    losses, gradients = losses_and_gradients(case, key, still)
+    (losses, gradients), (_, off) = losses_and_gradients(case, key, (still, case.off))
     if case.expected_loss is None:
         assert not case.make().comparable
     else:
@@ -277,6 +321,5 @@ def test_objective_has_its_exact_value_and_its_minimum_at_the_truth(case, key):
     moving = gradients.std(0) > 0
     assert moving.any()
     assert_iid_mean_close(gradients[:, moving], 0.0, what="gradient")
-    _, gradients = losses_and_gradients(case, key, case.off)
     with pytest.raises(StatisticalError):
-        assert_iid_mean_close(gradients[:, moving], 0.0)
+        assert_iid_mean_close(off[:, moving], 0.0)

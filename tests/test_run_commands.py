@@ -133,7 +133,10 @@ def test_the_childs_exit_code_arguments_and_surroundings(checkout):
     ("command", "expected"),
     [
         (["demo", "--fast"], "examples/01_digits_inpainting.py --fast"),
-        (["test", "-k", "score"], "-m pytest -q --numprocesses auto --maxprocesses 4 --dist loadfile -k score"),
+        (
+            ["test", "-k", "score"],
+            "-m pytest -q --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder -k score",
+        ),
         (["docs"], "-m mkdocs build --strict"),
         (["docs", "serve"], "-m mkdocs serve"),
         (["bench", "--quick"], "benchmarks/run.py --quick"),

@@ -2,6 +2,7 @@
 
 import abc
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import equinox as eqx
@@ -78,14 +79,8 @@ class AbstractSampler(eqx.Module):
         num_chains = count if self.num_chains is None else min(self.num_chains, count)
         if count == 0:
             return jnp.zeros((*sample_shape, *energy.event_shape))
-        per_chain = -(-count // num_chains)
-        record = self.run(target, check_key(key), num_chains, per_chain, condition)
-        failed = _failed(record, self.kernel, self.transitions_per_draw)
-        # Draw by draw: those that follow each other come from different chains.
-        positions, failed = (jnp.swapaxes(rows, 0, 1) for rows in (record.positions, failed))
-        draws = jax.vmap(target.coordinates.to_event)(positions.reshape(-1, *target.event_shape)[:count])
-        failed = failed.reshape(-1)[:count].reshape(count, *(1 for _ in energy.event_shape))
-        return jnp.where(failed, jnp.nan, draws).reshape(*sample_shape, *energy.event_shape)
+        draws = _draw(self, target, check_key(key), num_chains, count, condition)
+        return draws.reshape(*sample_shape, *energy.event_shape)
 
     def draws(
         self,
@@ -120,14 +115,14 @@ class AbstractSampler(eqx.Module):
         check_energy_type("energy", energy)
         target = _in_coordinates(energy, support)
         condition = check_condition(condition, energy.condition_shape)
-        record = self.run(target, check_key(key), num_chains, num_draws, condition)
+        record, failed = _run(self, target, check_key(key), num_chains, num_draws, condition)
         positions, lp = _on_support(target, record.positions, condition)
         stats = {name: np.asarray(values) for name, values in (record.stats | {"lp": lp}).items()}
         positions, raw = np.asarray(positions), np.asarray(record.positions)
         thinning = self.transitions_per_draw
         problems = find_problems(raw, stats, self.kernel, num_warmup=self.num_warmup, thinning=thinning)
         if not {problem.code for problem in problems} & STANDING_STILL:
-            problems += _stalled(np.asarray(_failed(record, self.kernel, self.transitions_per_draw)))
+            problems += _stalled(np.asarray(failed))
             problems += _correlation(raw, stats["lp"])
         tempering = self._tempering(record, target)
         if tempering is not None:
@@ -173,6 +168,11 @@ def _in_coordinates(energy: AbstractEnergy, support: Any) -> CoordinateEnergy:
     Raises:
         NotImplementedError: there is no bijection onto the support: it is discrete, for instance.
     """
+    if isinstance(energy.event_shape, Mapping):
+        raise NotImplementedError(
+            f"samplers of distributions draw array events; this energy has the parts {list(energy.event_shape)}: draw "
+            "with ebm.sample(energy, key=...)."
+        )
     if support is not None:
         energy = with_support(energy, check_support(support, energy.event_shape))
     try:
@@ -181,6 +181,28 @@ def _in_coordinates(energy: AbstractEnergy, support: Any) -> CoordinateEnergy:
         raise NotImplementedError(
             f"{error} Give `sampler=`, a function (energy, key, sample_shape) -> draws."
         ) from error
+
+
+@eqx.filter_jit
+def _run(
+    sampler: AbstractSampler, target: CoordinateEnergy, key: PRNGKey, num_chains: int, num_draws: int, condition: Any
+) -> tuple[Record, Bool[Array, "chain draw"]]:
+    """A run, and which of its draws are no draws: one program, where eager code would compile dozens."""
+    record = sampler.run(target, key, num_chains, num_draws, condition)
+    return record, _failed(record, sampler.kernel, sampler.transitions_per_draw)
+
+
+@eqx.filter_jit
+def _draw(
+    sampler: AbstractSampler, target: CoordinateEnergy, key: PRNGKey, num_chains: int, count: int, condition: Any
+) -> Float[Array, "draw ..."]:
+    """`count` draws on the support, those of failed chains NaN."""
+    record, failed = _run(sampler, target, key, num_chains, -(-count // num_chains), condition)
+    # Draw by draw: those that follow each other come from different chains.
+    positions, failed = (jnp.swapaxes(rows, 0, 1) for rows in (record.positions, failed))
+    draws = jax.vmap(target.coordinates.to_event)(positions.reshape(-1, *target.event_shape)[:count])
+    failed = failed.reshape(-1)[:count].reshape(count, *(1 for _ in target.coordinates.event_shape))
+    return jnp.where(failed, jnp.nan, draws)
 
 
 @eqx.filter_jit
