@@ -15,6 +15,7 @@ from .diagnostics import to_datatree as to_datatree
 from .distributions import EnergyDistribution as EnergyDistribution
 from .distributions import check_model as check_model
 from .distributions import energy_factor as energy_factor
+from .distributions import energy_sites as energy_sites
 from .distributions import objective_factor as objective_factor
 from .energies import AbstractEnergy as AbstractEnergy
 from .energies import AbstractReferenceEnergy as AbstractReferenceEnergy

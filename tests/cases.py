@@ -29,6 +29,7 @@ from tests.contract import (
     kernel_case,
     objective_case,
     sampler_case,
+    target_case,
 )
 
 
@@ -68,6 +69,10 @@ ENERGIES = [
         lambda energy, x, y: np.sum(x + np.exp(-x)) + np.sum((x - DATA) ** 2) / 2,
     ),
     energy_case(
+        lambda: energies.ClampedEnergy(_gaussian(), jnp.array([9.0, 2.0]), np.array([False, True])),
+        lambda energy, x, y: reference.gaussian_formula(energy, np.array([x[0], 2.0]), y),
+    ),
+    energy_case(
         lambda: ebm.TemperedEnergy(_gaussian(), 0.25),
         lambda energy, x, y: reference.gaussian_formula(energy, x, y) / 4,
     ),
@@ -76,6 +81,10 @@ ENERGIES = [
         lambda energy, x, y: reference.gaussian_formula(energy, x, y) + 1.5,
     ),
     energy_case(_gaussian, reference.gaussian_formula),
+    energy_case(
+        lambda: energies.DiagonalGaussian(jnp.array([[1.0, -0.5]]), jnp.array([[0.5, 2.0]])),
+        lambda energy, x, y: np.sum((x - [[1.0, -0.5]]) ** 2 / [[0.25, 4.0]]) / 2,
+    ),
     energy_case(
         lambda: energies.GaussianMixture([0.3, 0.7], [-1.0, 2.0], [0.5, 0.2]),
         lambda energy, x, y: (
@@ -304,6 +313,7 @@ OBJECTIVES = [
         random=False,
     ),
 ]
+TARGETS = [target_case(_gaussian, reference.gaussian_formula)]
 BUFFERS = [buffer_case(lambda: objectives.ReplayBuffer.start(jnp.arange(12.0).reshape(6, 2)))]
 
 SAMPLERS = [
@@ -311,4 +321,4 @@ SAMPLERS = [
     sampler_case(lambda: distributions.TemperedSampler(inverse_temperatures=2, num_warmup=0, num_iterations=2)),
 ]
 
-CASES = [*ENERGIES, *KERNELS, *OBJECTIVES, *BUFFERS, *SAMPLERS]
+CASES = [*ENERGIES, *TARGETS, *KERNELS, *OBJECTIVES, *BUFFERS, *SAMPLERS]

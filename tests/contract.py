@@ -63,6 +63,21 @@ def energy_case(make: Callable[[], Any], formula: Callable[..., Any]) -> Case:
     return Case(make, _draw_event, _call_energy, reference, "energy", random=False)
 
 
+def target_case(make: Callable[[], Any], formula: Callable[..., Any]) -> Case:
+    """The row of a target on all reals; supports and derivatives are in tests/energies."""
+
+    def call(target: Any, key: Any, x: Any) -> dict[str, Any]:
+        return {"log density": target(x)}
+
+    def reference(target: Any, key: Any, x: Any) -> dict[str, Any]:
+        return {"log density": -formula(make(), np.asarray(x, np.float64), None)}
+
+    def draw(target: Any, key: Any) -> tuple[Any, ...]:
+        return (jax.random.normal(key, target.shape),)
+
+    return Case(lambda: ebm.Target(make()), draw, call, reference, None, random=False)
+
+
 def skewed(x: Any) -> Any:
     """The energy on which kernels move: not symmetric, so that a wrong sign shows."""
     return jnp.sum(x + jnp.exp(-x))

@@ -1,5 +1,6 @@
 """An energy as a factor of a model's density."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpyro  # noqa: F401  (before any of its submodules)
@@ -7,7 +8,7 @@ from numpyro.distributions import Unit
 
 from ebm_ppl.distributions._energy_distribution import EnergyDistribution
 from ebm_ppl.distributions._factor import add_factor
-from ebm_ppl.energies import AbstractEnergy
+from ebm_ppl.energies import AbstractEnergy, log_density
 
 
 def energy_factor(name: str, energy: AbstractEnergy, x: Any, condition: Any = None) -> None:
@@ -22,7 +23,7 @@ def energy_factor(name: str, energy: AbstractEnergy, x: Any, condition: Any = No
     Args:
         name: name of the site; unique.
         energy: the energy of one event.
-        x: `(*batch, *energy.event_shape)`.
+        x: `(*batch, *energy.event_shape)`; for an energy with named parts a dictionary of one event.
         condition: for a conditional energy, `(*batch, *energy.condition_shape)`.
 
     Raises:
@@ -42,6 +43,10 @@ def energy_factor(name: str, energy: AbstractEnergy, x: Any, condition: Any = No
         LeCun, Chopra, Hadsell, Ranzato, Huang (2006). A tutorial on energy-based learning.
         In: Predicting Structured Data, MIT Press. doi:10.7551/mitpress/7443.003.0014
     """
+    if isinstance(energy.event_shape, Mapping):
+        log_factor = log_density(energy, condition)(x)
+        add_factor(name, Unit(log_factor))
+        return
     # The density alone is wanted: any log Z will do, and none must be asked for.
     log_factor = EnergyDistribution(energy, condition=condition, log_normalizer=0.0).log_prob(x)
     add_factor(name, Unit(log_factor))

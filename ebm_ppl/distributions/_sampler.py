@@ -124,6 +124,12 @@ class AbstractSampler(eqx.Module):
         if not {problem.code for problem in problems} & STANDING_STILL:
             problems += _stalled(np.asarray(failed))
             problems += _correlation(raw, stats["lp"])
+        if not self.kernel.adjusted:
+            advice = (
+                f"{type(self.kernel).__name__} has no Metropolis correction: its draws are biased, and so is what is "
+                "made of them; use ebm.MALA(), ebm.Barker() or ebm.HMC() for exact ones."
+            )
+            problems.append(Problem("UNADJUSTED_DRAWS", advice))
         tempering = self._tempering(record, target)
         if tempering is not None:
             advice = "no replica travelled from the reference to the target and back: add levels, or iterations."

@@ -5,26 +5,9 @@ import jax.numpy as jnp
 import numpyro  # noqa: F401  (before any of its submodules)
 from jax.core import Tracer
 from jaxtyping import Array, Bool
-from numpyro.distributions import constraints
 from numpyro.distributions.constraints import Constraint
 
-from ebm_ppl.energies._support import base_support, is_real
-
-# Tested by comparisons, so exact also for values that come out of a bijection. The other constraints (simplices,
-# matrices) are tested up to rounding: at 30 x 30 NumPyro's own test of positive definiteness rejects 4 of 10 values
-# of its own bijection.
-EXACT = (
-    constraints.greater_than,
-    constraints.greater_than_eq,
-    constraints.less_than,
-    constraints.less_than_eq,
-    constraints.interval,
-    constraints.integer_interval,
-    constraints.integer_greater_than,
-    type(constraints.ordered_vector),
-    type(constraints.positive_ordered_vector),
-    type(constraints.boolean),
-)
+from ebm_ppl.energies._support import EXACT, base_support, is_real
 
 
 def support_mask(support: Constraint, value: Array) -> Bool[Array, "..."] | None:

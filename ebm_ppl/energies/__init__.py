@@ -6,6 +6,7 @@ from ebm_ppl.energies._base import AbstractReferenceEnergy as AbstractReferenceE
 from ebm_ppl.energies._check_energy import check_energy as check_energy
 from ebm_ppl.energies._check_start import check_start as check_start
 from ebm_ppl.energies._check_start import start_is_finite as start_is_finite
+from ebm_ppl.energies._clamped import ClampedEnergy as ClampedEnergy
 from ebm_ppl.energies._conv import ConvEnergy as ConvEnergy
 from ebm_ppl.energies._data_sum import DataSumEnergy as DataSumEnergy
 from ebm_ppl.energies._diagonal_gaussian import DiagonalGaussian as DiagonalGaussian

@@ -15,7 +15,7 @@ from numpyro.distributions.constraints import Constraint
 
 from ebm_ppl._types import Scalar
 from ebm_ppl.energies._named_shapes import NamedShapes, as_event_shape
-from ebm_ppl.energies._support import base_support, check_support, resolve_support
+from ebm_ppl.energies._support import base_support, check_support, is_inside, resolve_support
 from ebm_ppl.errors import EnergyShapeError
 
 type Event = Array | dict[str, Array]
@@ -112,6 +112,18 @@ class Coordinates(eqx.Module):
                 total = total + log_jacobian
             first = last
         return event, total
+
+    def is_inside(self, z: Array) -> Array:
+        """Whether the event at z is a finite point inside the support; far out in z rounding puts it elsewhere."""
+        if self.is_identity:
+            return jnp.ones((), bool)
+        event = self.to_event(z)
+        if not isinstance(self.event_shape, NamedShapes):
+            return is_inside(resolve_support(self.support, self.event_shape), event)
+        inside = jnp.ones((), bool)
+        for name, shape in self.event_shape.items():
+            inside &= is_inside(resolve_support(self._support_of(name), shape), event[name])
+        return inside
 
     def to_coordinates(self, x: Any) -> Array:
         """T^-1(x): the coordinates of an event; on the circle a point at radius one.

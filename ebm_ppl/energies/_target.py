@@ -111,11 +111,18 @@ class Target(AbstractLogDensity):
         self.inverse_temperature = None
 
     def __call__(self, z: Float[Array, "..."]) -> Scalar:
-        """-E(T(z); y) + log |det dT/dz|, in nats, in the dtype of `z`."""
+        """-E(T(z); y) + log |det dT/dz|, in nats, in the dtype of `z`.
+
+        -inf where T(z) is no point inside the support in floating-point numbers: it overflowed, or was rounded onto
+        the edge.
+        """
         if self.coordinates.is_identity:
             return -self._tempered(z)
-        event, log_jacobian = self.coordinates.to_event_and_log_jacobian(z)
-        return log_jacobian - self._tempered(event).astype(log_jacobian.dtype)
+        # Outside, the energy is evaluated at some event inside: neither its value nor its gradient may become NaN.
+        inside = self.coordinates.is_inside(z)
+        event, log_jacobian = self.coordinates.to_event_and_log_jacobian(jnp.where(inside, z, jnp.zeros_like(z)))
+        value = log_jacobian - self._tempered(event).astype(log_jacobian.dtype)
+        return jnp.where(inside, value, -jnp.inf)
 
     @property
     def shape(self) -> tuple[int, ...]:

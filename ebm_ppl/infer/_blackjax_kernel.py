@@ -106,6 +106,11 @@ class BlackJAXKernel(MCMCKernel):
         return self._model
 
     @property
+    def transition(self) -> AbstractKernel:
+        """The kernel whose transitions are made."""
+        return self._kernel
+
+    @property
     def sample_field(self) -> str:
         """The field of the state that holds the sample."""
         return "z"

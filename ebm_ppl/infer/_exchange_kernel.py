@@ -22,6 +22,7 @@ from ebm_ppl.infer._blackjax_kernel import BlackJAXKernel
 from ebm_ppl.infer._chain import BlackJAXState, PotentialFn
 from ebm_ppl.infer._exchange import ExchangeWalk
 from ebm_ppl.kernels import AbstractKernel
+from ebm_ppl.kernels._base import check_invariant
 
 
 class ExchangeKernel(BlackJAXKernel):
@@ -66,8 +67,9 @@ class ExchangeKernel(BlackJAXKernel):
 
     Raises:
         TypeError: `inner_kernel` is not an `ebm.AbstractKernel`.
-        ValueError: a number is out of range; bridges without `inner_kernel`; on `init`, no energy of the model needs
-            this kernel, or its parameters have an improper prior and `inner_kernel` is given.
+        ValueError: a number is out of range; `inner_kernel` has no Metropolis correction; bridges without
+            `inner_kernel`; on `init`, no energy of the model needs this kernel, or its parameters have an improper
+            prior and `inner_kernel` is given.
         NotImplementedError: on `init`, an energy that needs it is latent, scaled (`handlers.scale`, subsampling), or
             inside a wrapper other than `expand`, `to_event` and `mask`.
 
@@ -108,6 +110,7 @@ class ExchangeKernel(BlackJAXKernel):
     ) -> None:
         if inner_kernel is not None and not isinstance(inner_kernel, AbstractKernel):
             raise TypeError(f"`inner_kernel` must be an ebm.AbstractKernel; got {type(inner_kernel).__name__}.")
+        check_invariant("inner_kernel", inner_kernel)
         self._inner_kernel = inner_kernel
         self._num_inner_steps = check_count("num_inner_steps", num_inner_steps)
         self._num_bridges = check_count("num_bridges", num_bridges, 0)

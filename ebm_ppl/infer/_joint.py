@@ -16,6 +16,8 @@ from numpyro.infer.mcmc import MCMCKernel
 from numpyro.infer.util import compute_log_probs
 
 from ebm_ppl._types import PRNGKey
+from ebm_ppl.infer._blackjax_kernel import BlackJAXKernel
+from ebm_ppl.kernels._base import check_invariant
 
 type Model = Callable[..., Any]
 type Sites = dict[str, Array]
@@ -131,13 +133,20 @@ def make_joint(
 
 
 def bind(kernel: Any, model: Model) -> MCMCKernel:
-    """A kernel for `model`, from an `MCMCKernel` bound to another one, or from a function of the model."""
+    """A kernel for `model`, from an `MCMCKernel` bound to another one, or from a function of the model.
+
+    Raises:
+        TypeError: not a kernel of NumPyro.
+        ValueError: ours around a kernel without a Metropolis correction: calibration would reject it, rightly.
+    """
     bound = kernel.wrap_model(lambda _: model) if isinstance(kernel, MCMCKernel) else kernel(model)
     if not isinstance(bound, MCMCKernel):
         raise TypeError(
             "`kernel` must be a numpyro.infer.mcmc.MCMCKernel or a function model -> MCMCKernel, such as "
             f"numpyro.infer.NUTS or ebm.BlackJAXKernel; it gave {type(bound).__name__}."
         )
+    if isinstance(bound, BlackJAXKernel):
+        check_invariant("kernel", bound.transition)
     return bound
 
 

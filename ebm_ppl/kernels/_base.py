@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ebm_ppl._checks import what_came
 from ebm_ppl._types import LogDensityFn
 from ebm_ppl.energies._parameters import as_positive
 
@@ -96,6 +97,28 @@ def check_two_dimensions(name: str, position: Any) -> None:
     size = sum(leaf.size for leaf in jax.tree.leaves(position))
     if size < 2:
         raise ValueError(f"`{name}` needs an energy of at least 2 dimensions; got {size}: use ebm.HMC().")
+
+
+def check_invariant(name: str, kernel: Any) -> None:
+    """Refuse a kernel that leaves its target invariant only up to a bias: what is computed would have it, unnoticed.
+
+    Asked by whatever assumes exact invariance: estimators of log Z, the exchange algorithm, calibration. None stands
+    for a default kernel, which is adjusted.
+
+    Raises:
+        TypeError: not a kernel.
+        ValueError: a kernel without a Metropolis correction.
+    """
+    if kernel is None:
+        return
+    if not isinstance(kernel, AbstractKernel):
+        raise TypeError(f"`{name}` must be an ebm.AbstractKernel such as ebm.MALA(); got {what_came(kernel)}.")
+    if not kernel.adjusted:
+        made = "have been made by a kernel that leaves" if name == "draws" else "leave"
+        raise ValueError(
+            f"`{name}` must {made} its target exactly invariant, which {type(kernel).__name__} does not: "
+            "use ebm.MALA(), ebm.HMC() or ebm.NUTS()."
+        )
 
 
 def as_hyperparameter(name: str) -> Callable[[Any], Array]:

@@ -16,10 +16,10 @@ from ebm_ppl.energies._check_start import event_rows
 from ebm_ppl.energies._event import evaluate
 from ebm_ppl.energies._known_density import KnownDensity
 from ebm_ppl.errors import EnergyShapeError, Problem
+from ebm_ppl.kernels._base import check_invariant
 from ebm_ppl.normalizers._chains import effective_size, split_rhat
 from ebm_ppl.normalizers._estimate import LogNormalizerEstimate, finish
 from ebm_ppl.normalizers._inputs import Rows, check_base, check_rows
-from ebm_ppl.normalizers._path import check_invariant
 from ebm_ppl.normalizers._weights import FEW, log_sum, nonfinite_problems, rounding_error
 from ebm_ppl.sampling import Draws, sample
 

@@ -7,13 +7,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ebm_ppl._checks import what_came
 from ebm_ppl._types import LogDensityFn, PRNGKey, Scalar
 from ebm_ppl.energies import AbstractEnergy
 from ebm_ppl.energies._event import evaluate
 from ebm_ppl.energies._known_density import KnownDensity
 from ebm_ppl.kernels import MALA, AbstractKernel
-from ebm_ppl.kernels._base import with_step_size
+from ebm_ppl.kernels._base import check_invariant, with_step_size
 
 FIRST_STEP = 1.36  # l^2 / 2 at the best l = 1.65 of MALA on a standard normal; tuned from there
 ADAPTATION_GAIN = 2.0  # of the log step size, per unit of excess acceptance
@@ -113,27 +112,6 @@ class _Scaled(eqx.Module):
 
     def __eq__(self, other: object) -> bool:
         return self is other
-
-
-def check_invariant(name: str, kernel: Any) -> None:
-    """Refuse a kernel that leaves its target invariant only up to a bias: log Z would have it too, unnoticed.
-
-    None stands for a default kernel, which is adjusted.
-
-    Raises:
-        TypeError: not a kernel.
-        ValueError: a kernel without a Metropolis correction.
-    """
-    if kernel is None:
-        return
-    if not isinstance(kernel, AbstractKernel):
-        raise TypeError(f"`{name}` must be an ebm.AbstractKernel such as ebm.MALA(); got {what_came(kernel)}.")
-    if not kernel.adjusted:
-        made = "have been made by a kernel that leaves" if name == "draws" else "leave"
-        raise ValueError(
-            f"`{name}` must {made} its target exactly invariant, which {type(kernel).__name__} does not: "
-            "use ebm.MALA(), ebm.HMC() or ebm.NUTS()."
-        )
 
 
 def check_mover(kernel: Any, num_steps: int) -> Mover:

@@ -8,9 +8,9 @@ from jaxtyping import Array
 
 from ebm_ppl.energies import AbstractEnergy
 from ebm_ppl.errors import Problem
+from ebm_ppl.kernels._base import check_invariant
 from ebm_ppl.normalizers._estimate import LogNormalizerEstimate, finish
 from ebm_ppl.normalizers._inputs import check_rows
-from ebm_ppl.normalizers._path import check_invariant
 from ebm_ppl.normalizers._weights import FEW, nonfinite_problems, rounding_error
 from ebm_ppl.sampling import parallel_tempering
 from ebm_ppl.sampling._tempering_report import Tempering
