@@ -12,7 +12,8 @@ import ebm_ppl as ebm
 from ebm_ppl.diagnostics._balance_evidence import collect, statistical_tests
 from ebm_ppl.diagnostics._proposal_ratios import ratio_of
 from ebm_ppl.diagnostics._references import references
-from ebm_ppl.diagnostics._transitions import Target
+from ebm_ppl.diagnostics._transitions import Invariant
+from ebm_ppl.energies._coordinate_energy import coordinate_energy
 from ebm_ppl.kernels._base import with_step_size
 from ebm_ppl.kernels._metropolis import one_proposal_stats
 
@@ -130,7 +131,7 @@ def p_values(energy, kernel, *, key, runs, pairs, num_steps=6):
     """p-values of every test in `runs` experiments of `pairs` pairs each: a dictionary of arrays."""
     drawn = references(energy, None, runs * pairs, key, None, 1)
     kernel = with_step_size(kernel, jnp.asarray(kernel.step_size, drawn.start.dtype))
-    target = Target(energy, None)
+    target = Invariant(coordinate_energy(energy), None)
     ratio = ratio_of(kernel, None)
     evidence = collect(kernel, target, drawn.start, drawn.fresh, key, ratio=ratio, num_steps=num_steps).evidence
     table: dict[str, list[float]] = {}

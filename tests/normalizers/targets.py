@@ -17,6 +17,7 @@ from scipy import special
 
 import ebm_ppl as ebm
 from ebm_ppl import energies
+from ebm_ppl.energies._coordinate_energy import coordinate_energy
 from ebm_ppl.normalizers import _annealed_importance, _bridge, _importance, _sequential_monte_carlo
 from ebm_ppl.normalizers import _thermodynamic_integration as _integration
 from ebm_ppl.normalizers._inputs import check_base, draws_and_log_weights
@@ -219,9 +220,10 @@ def study(method: str, group: Group, key: Any, count: int, **settings: Any) -> S
 
 
 def _importance_rows(group: Group, key: Any, conditions: Any, *, num_samples: int = 2000) -> Any:
-    base = check_base("proposal", group.reference, group.energy)
+    energy = coordinate_energy(group.energy)
+    base = check_base("proposal", group.reference, energy)
     keys = jax.random.split(key, len(conditions))
-    _, log_weights = draws_and_log_weights(group.energy, base, keys, conditions, num_samples=num_samples)
+    _, log_weights = draws_and_log_weights(energy, base, keys, conditions, num_samples=num_samples)
     return _importance.estimate_from_weights(np.asarray(log_weights))
 
 
@@ -234,9 +236,10 @@ def _annealed_rows(
     num_samples: int = 512,
     num_steps: int = 1,
 ) -> Any:
+    energy = coordinate_energy(group.energy)
     runs = _annealed_importance.annealed_runs(
-        group.energy,
-        check_base("reference", group.reference, group.energy),
+        energy,
+        check_base("reference", group.reference, energy),
         check_mover(None, num_steps),
         jax.random.split(key, len(conditions)),
         conditions,
@@ -245,7 +248,7 @@ def _annealed_rows(
         num_samples=num_samples,
         num_pilot=128,
         reverse=False,
-        exact=False,
+        exact=None,
     )
     return _annealed_importance.estimate_from_annealing(runs, independent=True)
 
@@ -260,9 +263,10 @@ def _smc_rows(
     num_steps: int = 3,
     target_effective_fraction: float = 0.5,
 ) -> Any:
+    energy = coordinate_energy(group.energy)
     runs = _sequential_monte_carlo.smc_runs(
-        group.energy,
-        check_base("reference", group.reference, group.energy),
+        energy,
+        check_base("reference", group.reference, energy),
         check_mover(None, num_steps),
         jax.random.split(key, len(conditions)),
         conditions,

@@ -12,6 +12,7 @@ from scipy import stats
 
 import ebm_ppl as ebm
 from ebm_ppl import normalizers
+from ebm_ppl.energies._coordinate_energy import coordinate_energy
 from ebm_ppl.errors import KeyArgumentError, LogNormalizerError
 from ebm_ppl.normalizers._bridge import optimal_bridge
 from ebm_ppl.normalizers._chains import effective_size, split_rhat
@@ -250,7 +251,7 @@ def test_rounding_counts_by_weight():
 def test_a_reference_in_single_precision_serves_particles_in_double():
     with jax.enable_x64(True):
         energy = ebm.energies.Gaussian(jnp.zeros(2, jnp.float32), jnp.eye(2, dtype=jnp.float32))
-        base = check_base("reference", energy, energy)
+        base = check_base("reference", energy, coordinate_energy(energy))
         log_q = base.log_prob(jnp.zeros(2, jnp.float64))
     np.testing.assert_allclose(log_q, -np.log(2 * np.pi), rtol=1e-6)
 

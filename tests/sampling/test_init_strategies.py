@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import ebm_ppl as ebm
+from ebm_ppl.energies._coordinate_energy import coordinate_energy
 from ebm_ppl.sampling import _init_strategies as strategies
 from ebm_ppl.sampling._init_strategies import improve_starts
 from tests.statistics import StatisticalError, assert_iid_mean_close
@@ -18,7 +19,7 @@ SHORT = {"num_chains": 3, "num_warmup": 0, "num_samples": 2, "progress_bar": Fal
 def starts(name, key, num_chains=200, energy=FAR, condition=None):
     positions = jax.random.uniform(key, (num_chains, *energy.event_shape), minval=-2, maxval=2)
     keys = jax.random.split(key, num_chains)
-    return improve_starts(name, energy, positions, condition, keys)
+    return improve_starts(name, coordinate_energy(energy), positions, condition, keys)
 
 
 def test_optimisation_ends_at_the_optimum_jittered(key, monkeypatch):

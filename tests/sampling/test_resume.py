@@ -132,7 +132,7 @@ def test_functions_of_one_name_are_told_apart(tmp_path):
 
     ebm.sample(make(1, 0.5), key=jax.random.key(5), checkpoint=tmp_path / "run", **SETTINGS)
     ebm.resume(tmp_path / "run", make(1, 0.5), progress_bar=False)
-    with pytest.raises(ebm.CheckpointError, match=r"energy\.code"):
+    with pytest.raises(ebm.CheckpointError, match=r"energy\.program"):
         ebm.resume(tmp_path / "run", make(2, 0.5), progress_bar=False)
 
 

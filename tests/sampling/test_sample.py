@@ -1,8 +1,8 @@
 """`sample` as a tool: reproducible, checked, honest about trouble, interruptible, and compiled once."""
 
+import itertools
 import os
 import signal
-import threading
 
 import equinox as eqx
 import jax
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import ebm_ppl as ebm
-from ebm_ppl.sampling import _pace
+from ebm_ppl.sampling import _driver, _pace
 from tests.compilation import count_lowerings
 
 ENERGY = ebm.energies.Gaussian(jnp.zeros(2), jnp.diag(jnp.array([1.0, 4.0])))
@@ -74,6 +74,7 @@ def test_thinning_keeps_every_kth_draw():
     np.testing.assert_allclose(third.stats["acceptance_rate"], rate, rtol=1e-6)
 
 
+@pytest.mark.optimized
 def test_run_chains_is_the_same_program_under_jit():
     starts = np.ones((3, 2), np.float32)
     draws = short(initial_positions=starts)
@@ -224,11 +225,16 @@ def test_ctrl_c_returns_a_prefix(num_warmup, monkeypatch):
     monkeypatch.setattr(_pace, "FIRST_CHUNK", 5)
     monkeypatch.setattr(_pace, "CHUNK_SECONDS", 1e-9)
     before = signal.getsignal(signal.SIGINT)
-    timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
-    timer.start()
+    chunk, calls = _driver.Run._chunk, itertools.count()
+
+    def interrupted(self, *args):
+        if next(calls) == 20:
+            os.kill(os.getpid(), signal.SIGINT)
+        return chunk(self, *args)
+
+    monkeypatch.setattr(_driver.Run, "_chunk", interrupted)
     with pytest.warns(ebm.SamplingWarning, match="INTERRUPTED"):
         part = short(num_samples=5000, num_warmup=num_warmup)
-    timer.join()
     assert not part.ok
     assert part.num_draws < 5000
     assert np.array_equal(part.positions, whole.positions[:, : part.num_draws])
