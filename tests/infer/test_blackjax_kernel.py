@@ -71,6 +71,7 @@ def case(request):
 twin = pytest.mark.parametrize("case", ["logistic regression"], indirect=True)
 
 
+@pytest.mark.optimized  # what four short warm-ups tune to depends on rounding
 def test_agrees_with_nuts_of_numpyro_and_says_so_to_arviz(case):
     model, args, sites, reference = case
     mcmc = run(ebm.BlackJAXKernel(model), *args, num_warmup=500, num_samples=2500)
