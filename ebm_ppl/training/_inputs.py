@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from ebm_ppl._checks import check_data
+from ebm_ppl.energies import AbstractEnergy
 from ebm_ppl.energies._trace import check_value
 from ebm_ppl.errors import EnergyShapeError
 from ebm_ppl.objectives import AbstractObjective, Batch, energy_of
@@ -58,10 +59,28 @@ def without_nonfinite(data: Any, condition: Any) -> tuple[Any, Any, int]:
     return data, condition, int(np.count_nonzero(~good))
 
 
+def _is_bound(model: Any, path: Any) -> bool:
+    """Whether the leaf at `path` belongs to the support of an energy."""
+    node = model
+    for key in path:
+        if isinstance(key, jax.tree_util.GetAttrKey):
+            if isinstance(node, AbstractEnergy) and key.name == "support":
+                return True
+            node = getattr(node, key.name)
+        elif isinstance(key, jax.tree_util.SequenceKey | jax.tree_util.DictKey):
+            node = node[key.idx if isinstance(key, jax.tree_util.SequenceKey) else key.key]
+        else:
+            return False
+    return False
+
+
 def partition(model: Any, trainable: Any) -> tuple[Any, Any]:
-    """The arrays to train, and the rest."""
+    """The arrays to train, and the rest. Bounds of supports are never trained: they say where densities live."""
     chosen, frozen = eqx.partition(model, eqx.is_inexact_array if trainable is None else trainable)
     params, rest = eqx.partition(chosen, eqx.is_inexact_array)
+    free = jax.tree_util.tree_map_with_path(lambda path, leaf: leaf is not None and not _is_bound(model, path), params)
+    params, bounds = eqx.partition(params, free)
+    rest = eqx.combine(rest, bounds)
     if not jax.tree.leaves(params):
         raise ValueError(
             f"nothing to train: {type(model).__name__} has no floating array"

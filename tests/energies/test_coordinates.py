@@ -1,5 +1,6 @@
 """The change of variables: NumPyro's own distributions integrate to one in the coordinates of their supports."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +11,7 @@ from scipy.special import logsumexp
 
 import ebm_ppl as ebm
 from ebm_ppl.energies import Target
+from ebm_ppl.training._inputs import partition
 
 ONE, TWO, THREE = (-40.0, 40.0, 16_001), (-16.0, 16.0, 641), (-9.0, 9.0, 91)
 
@@ -161,3 +163,11 @@ def test_composed_energies_pass_their_support_on():
     assert ebm.SumEnergy(parts[0], parts[1]).support is bounds[0]
     with pytest.raises(ValueError, match="give both the same support"):
         ebm.SumEnergy(parts[0], parts[2])
+
+
+def test_bounds_of_a_support_are_never_trained():
+    bounds = constraints.greater_than(jnp.array([0.0, 1.0]))
+    energy = ebm.FunctionEnergy(lambda p, x: p * jnp.sum(x**2), (2,), jnp.asarray(1.0), support=bounds)
+    params, static = partition((ebm.ShiftedEnergy(energy), {"a": jnp.ones(1)}), None)
+    assert sorted(leaf.size for leaf in jax.tree.leaves(params)) == [1, 1, 1]  # the parameter, log Z, and `a`
+    assert any(leaf.shape == (2,) for leaf in jax.tree.leaves(static) if eqx.is_array(leaf))
