@@ -57,6 +57,18 @@ def check_positive(name: str, value: Any) -> None:
         raise ValueError(f"`{name}` must be positive and finite; got {value!r}.")
 
 
+def check_probability(name: str, value: Any) -> None:
+    """`value` must be a number strictly between 0 and 1 (concrete values only: tracers pass)."""
+    if isinstance(value, Tracer):
+        return
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if isinstance(value, (bool, np.bool_, str)) or not 0 < number < 1:
+        raise ValueError(f"`{name}` must be between 0 and 1; got {value!r}.")
+
+
 def check_event_shape(event_shape: Any, name: str = "event_shape") -> tuple[int, ...]:
     """`event_shape` as a tuple of positive ints; an int is refused with the cure."""
     if isinstance(event_shape, (int, np.integer)):

@@ -4,6 +4,7 @@ from ebm_ppl.kernels._adjusted_mclmc import AdjustedMCLMC as AdjustedMCLMC
 from ebm_ppl.kernels._annealed_langevin import AnnealedLangevin as AnnealedLangevin
 from ebm_ppl.kernels._barker import Barker as Barker
 from ebm_ppl.kernels._base import AbstractKernel as AbstractKernel
+from ebm_ppl.kernels._base import AbstractTunableKernel as AbstractTunableKernel
 from ebm_ppl.kernels._binary_gibbs import BinaryGibbs as BinaryGibbs
 from ebm_ppl.kernels._elliptical_slice import EllipticalSlice as EllipticalSlice
 from ebm_ppl.kernels._generalized_hmc import GeneralizedHMC as GeneralizedHMC

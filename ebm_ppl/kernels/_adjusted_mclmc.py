@@ -1,6 +1,6 @@
 """Metropolis-adjusted microcanonical Hamiltonian Monte Carlo."""
 
-from typing import Any, ClassVar
+from typing import Any
 
 import blackjax
 import equinox as eqx
@@ -12,13 +12,13 @@ from blackjax.mcmc.integrators import IntegratorState, isokinetic_mclachlan, wit
 from blackjax.util import generate_unit_vector
 from jaxtyping import Array, Float
 
-from ebm_ppl._checks import check_count, check_positive
+from ebm_ppl._checks import check_count
 from ebm_ppl._types import LogDensityFn
-from ebm_ppl.kernels._base import AbstractKernel, check_two_dimensions, is_nonfinite, random_length
+from ebm_ppl.kernels._base import AbstractTunableKernel, check_two_dimensions, is_nonfinite, random_length
 from ebm_ppl.kernels._mclmc import GRADIENTS_PER_STEP
 
 
-class AdjustedMCLMC(AbstractKernel):
+class AdjustedMCLMC(AbstractTunableKernel):
     r"""Metropolis-adjusted microcanonical Hamiltonian Monte Carlo: a trajectory at unit speed, accepted or rejected.
 
         u uniform on the unit sphere;  n steps of length step_size along
@@ -33,9 +33,11 @@ class AdjustedMCLMC(AbstractKernel):
         step_size: epsilon > 0, length of one step in units of x (unit speed: time and length are the same). Warm-up
             replaces it.
         num_integration_steps: mean number of steps per transition, at least 1; each evaluates two gradients.
+        target_acceptance_rate: mean acceptance rate that warm-up tunes `step_size` to, between 0 and 1.
 
     Raises:
-        ValueError: if `step_size` is not positive and finite, `num_integration_steps` is not a positive integer, or
+        ValueError: if `target_acceptance_rate` is not between 0 and 1, `step_size` is not positive and finite,
+            `num_integration_steps` is not a positive integer, or
             the energy has only one dimension.
 
     Example:
@@ -53,11 +55,10 @@ class AdjustedMCLMC(AbstractKernel):
 
     step_size: float | Float[Array, "..."] = 0.1
     num_integration_steps: int = eqx.field(static=True, default=5)
-    target_acceptance_rate: ClassVar[float | None] = 0.9
+    target_acceptance_rate: float = eqx.field(default=0.9, kw_only=True)
 
     def __check_init__(self) -> None:
-        """Only a positive step and at least one of them move."""
-        check_positive("step_size", self.step_size)
+        """At least one step moves."""
         check_count("num_integration_steps", self.num_integration_steps)
 
     def build(self, logdensity_fn: LogDensityFn) -> blackjax.base.SamplingAlgorithm:

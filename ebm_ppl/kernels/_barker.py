@@ -1,21 +1,21 @@
 """The Barker proposal."""
 
-from typing import Any, ClassVar
+from typing import Any
 
 import blackjax
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from blackjax.mcmc.barker import BarkerState
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
-from ebm_ppl._checks import check_positive
 from ebm_ppl._types import LogDensityFn
-from ebm_ppl.kernels._base import AbstractKernel
+from ebm_ppl.kernels._base import AbstractTunableKernel
 from ebm_ppl.kernels._metropolis import MetropolisInfo, accept_or_reject, one_proposal_stats
 
 
-class Barker(AbstractKernel):
+class Barker(AbstractTunableKernel):
     r"""The Barker proposal: each coordinate moves by normal noise, whose sign leans towards lower energy.
 
         z ~ N(0, step_size^2 I),   x'_i = x_i + z_i with probability 1 / (1 + exp(z_i * grad_i E(x))), else x_i - z_i
@@ -31,9 +31,10 @@ class Barker(AbstractKernel):
     Args:
         step_size: standard deviation of the noise z, > 0, in units of x: a length, not `MALA`'s diffusion step (MALA's
             h moves by noise of standard deviation sqrt(2 h)). Warm-up replaces it.
+        target_acceptance_rate: mean acceptance rate that warm-up tunes `step_size` to, between 0 and 1.
 
     Raises:
-        ValueError: if `step_size` is not positive and finite.
+        ValueError: if `target_acceptance_rate` is not between 0 and 1, or `step_size` is not positive and finite.
 
     Example:
         >>> import jax, ebm_ppl as ebm
@@ -51,11 +52,7 @@ class Barker(AbstractKernel):
     """
 
     step_size: float | Float[Array, "..."] = 0.5
-    target_acceptance_rate: ClassVar[float | None] = 0.574
-
-    def __check_init__(self) -> None:
-        """Only a positive step moves."""
-        check_positive("step_size", self.step_size)
+    target_acceptance_rate: float = eqx.field(default=0.574, kw_only=True)
 
     def build(self, logdensity_fn: LogDensityFn) -> blackjax.base.SamplingAlgorithm:
         """The Barker transition for this log density."""

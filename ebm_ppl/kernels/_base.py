@@ -2,7 +2,7 @@
 
 import abc
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import blackjax
 import equinox as eqx
@@ -10,14 +10,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ebm_ppl._checks import what_came
+from ebm_ppl._checks import check_positive, check_probability, what_came
 from ebm_ppl._types import LogDensityFn
 from ebm_ppl.energies._parameters import as_positive
-
-if TYPE_CHECKING:
-    from typing import ClassVar as AbstractClassVar  # what type checkers know of it
-else:
-    from equinox import AbstractClassVar
 
 
 class AbstractKernel(eqx.Module):
@@ -48,7 +43,7 @@ class AbstractKernel(eqx.Module):
     """
 
     step_size: eqx.AbstractVar[float | Float[Array, "..."]]
-    target_acceptance_rate: AbstractClassVar[float | None]
+    target_acceptance_rate: eqx.AbstractVar[float | None]
     adjusted: ClassVar[bool] = True
     reversible: ClassVar[bool] = True
     uses_gradient: ClassVar[bool] = True
@@ -63,6 +58,23 @@ class AbstractKernel(eqx.Module):
     @abc.abstractmethod
     def stats(self, state: Any, info: Any) -> dict[str, Array]:
         """Statistics of one transition under ArviZ names; scalars."""
+
+
+class AbstractTunableKernel(AbstractKernel):
+    """A kernel whose step size warm-up tunes to an acceptance rate.
+
+    Attributes:
+        step_size: positive and finite, a number or a scalar array; where warm-up starts.
+        target_acceptance_rate: mean acceptance rate that warm-up tunes `step_size` to, between 0 and 1.
+    """
+
+    step_size: eqx.AbstractVar[float | Float[Array, "..."]]
+    target_acceptance_rate: eqx.AbstractVar[float]
+
+    def __check_init__(self) -> None:
+        """A step that moves, and a rate that can be reached."""
+        check_positive("step_size", self.step_size)
+        check_probability("target_acceptance_rate", self.target_acceptance_rate)
 
 
 def is_nonfinite(logdensity: Any, logdensity_grad: Any = ()) -> Array:

@@ -11,9 +11,8 @@ from blackjax.mcmc.integrators import IntegratorState, velocity_verlet
 from blackjax.mcmc.metrics import default_metric
 from jaxtyping import Array, Float
 
-from ebm_ppl._checks import check_positive
 from ebm_ppl._types import LogDensityFn
-from ebm_ppl.kernels._base import AbstractKernel, as_hyperparameter, identity_metric, is_nonfinite
+from ebm_ppl.kernels._base import AbstractTunableKernel, as_hyperparameter, identity_metric, is_nonfinite
 from ebm_ppl.kernels._metropolis import reject_nonfinite
 
 DIVERGENCE_THRESHOLD = 1000.0  # nats; BlackJAX's and Stan's
@@ -28,7 +27,7 @@ class GeneralizedHMCInfo(NamedTuple):
     nonfinite_proposal: Array
 
 
-class GeneralizedHMC(AbstractKernel):
+class GeneralizedHMC(AbstractTunableKernel):
     r"""Generalised Hamiltonian Monte Carlo: one leapfrog step at a time with a momentum that persists (underdamped).
 
         v <- sqrt(1 - alpha) v + sqrt(alpha) xi,   xi ~ N(0, I),   alpha = 1 - exp(-2 * damping * step_size)
@@ -48,6 +47,7 @@ class GeneralizedHMC(AbstractKernel):
         damping: gamma > 0, per unit of time: the momentum is forgotten after a time of about 1 / gamma. In whitened
             coordinates, where every standard deviation is near 1, a value near 1 suits most targets; lower it where
             some direction is much wider than the others.
+        target_acceptance_rate: mean acceptance rate that warm-up tunes `step_size` to, between 0 and 1.
 
     Raises:
         ValueError: if `step_size` or `damping` is not positive and finite.
@@ -72,12 +72,8 @@ class GeneralizedHMC(AbstractKernel):
 
     step_size: float | Float[Array, "..."] = 0.1
     damping: Float[Array, ""] = eqx.field(converter=as_hyperparameter("damping"), default=1.0)
-    target_acceptance_rate: ClassVar[float | None] = 0.8
+    target_acceptance_rate: float = eqx.field(default=0.8, kw_only=True)
     reversible: ClassVar[bool] = False
-
-    def __check_init__(self) -> None:
-        """Only a positive step moves."""
-        check_positive("step_size", self.step_size)
 
     def build(self, logdensity_fn: LogDensityFn) -> blackjax.base.SamplingAlgorithm:
         """The generalised HMC transition for this log density; `init` needs a key, for the first momentum."""

@@ -1,6 +1,6 @@
 """Hamiltonian Monte Carlo with trajectories of about one length."""
 
-from typing import Any, ClassVar
+from typing import Any
 
 import blackjax
 import equinox as eqx
@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ebm_ppl._checks import check_count, check_positive
+from ebm_ppl._checks import check_count
 from ebm_ppl._types import LogDensityFn
-from ebm_ppl.kernels._base import AbstractKernel, identity_metric, is_nonfinite, random_length
+from ebm_ppl.kernels._base import AbstractTunableKernel, identity_metric, is_nonfinite, random_length
 
 
-class HMC(AbstractKernel):
+class HMC(AbstractTunableKernel):
     r"""Hamiltonian Monte Carlo: a leapfrog trajectory of given length, accepted or rejected (`blackjax.hmc`).
 
         H(x, v) = E(x) + |v|^2 / 2,   v ~ N(0, I),   n leapfrog steps of size step_size,
@@ -27,9 +27,11 @@ class HMC(AbstractKernel):
         step_size: leapfrog step epsilon > 0 (time, not diffusion: one step is MALA with h = epsilon^2/2).
             Warm-up replaces it.
         num_integration_steps: mean number of leapfrog steps per transition, at least 1.
+        target_acceptance_rate: mean acceptance rate that warm-up tunes `step_size` to, between 0 and 1.
 
     Raises:
-        ValueError: if `step_size` is not positive and finite or `num_integration_steps` is not a positive integer.
+        ValueError: if `target_acceptance_rate` is not between 0 and 1, `step_size` is not positive and finite,
+            or `num_integration_steps` is not a positive integer.
 
     Example:
         >>> import ebm_ppl as ebm
@@ -47,11 +49,10 @@ class HMC(AbstractKernel):
 
     step_size: float | Float[Array, "..."] = 0.1
     num_integration_steps: int = eqx.field(static=True, default=10)
-    target_acceptance_rate: ClassVar[float | None] = 0.8
+    target_acceptance_rate: float = eqx.field(default=0.8, kw_only=True)
 
     def __check_init__(self) -> None:
-        """Only a positive step and at least one of them move."""
-        check_positive("step_size", self.step_size)
+        """At least one step moves."""
         check_count("num_integration_steps", self.num_integration_steps)
 
     def build(self, logdensity_fn: LogDensityFn) -> blackjax.base.SamplingAlgorithm:

@@ -1,9 +1,10 @@
 """The Metropolis-adjusted Langevin algorithm."""
 
 import operator
-from typing import Any, ClassVar
+from typing import Any
 
 import blackjax
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from blackjax.mcmc.diffusions import overdamped_langevin
@@ -11,13 +12,12 @@ from blackjax.mcmc.mala import MALAState
 from blackjax.mcmc.proposal import compute_asymmetric_acceptance_ratio
 from jaxtyping import Array, Float
 
-from ebm_ppl._checks import check_positive
 from ebm_ppl._types import LogDensityFn
-from ebm_ppl.kernels._base import AbstractKernel
+from ebm_ppl.kernels._base import AbstractTunableKernel
 from ebm_ppl.kernels._metropolis import MetropolisInfo, accept_or_reject, one_proposal_stats
 
 
-class MALA(AbstractKernel):
+class MALA(AbstractTunableKernel):
     r"""Metropolis-adjusted Langevin algorithm: a Langevin proposal, accepted or rejected.
 
         x' = x - step_size * grad E(x) + sqrt(2 * step_size) * xi,   xi ~ N(0, I)
@@ -30,9 +30,10 @@ class MALA(AbstractKernel):
         step_size: h > 0, BlackJAX's convention as above. A text's epsilon (x' = x - epsilon^2/2 grad E + epsilon xi)
             is h = epsilon^2/2; one with x' = x - (epsilon/2) grad E + sqrt(epsilon) xi has h = epsilon/2.
             Warm-up replaces it.
+        target_acceptance_rate: mean acceptance rate that warm-up tunes `step_size` to, between 0 and 1.
 
     Raises:
-        ValueError: if `step_size` is not positive and finite.
+        ValueError: if `target_acceptance_rate` is not between 0 and 1, or `step_size` is not positive and finite.
 
     Example:
         >>> import jax, ebm_ppl as ebm
@@ -49,11 +50,7 @@ class MALA(AbstractKernel):
     """
 
     step_size: float | Float[Array, "..."] = 0.1
-    target_acceptance_rate: ClassVar[float | None] = 0.574
-
-    def __check_init__(self) -> None:
-        """Only a positive step moves."""
-        check_positive("step_size", self.step_size)
+    target_acceptance_rate: float = eqx.field(default=0.574, kw_only=True)
 
     def build(self, logdensity_fn: LogDensityFn) -> blackjax.base.SamplingAlgorithm:
         """The MALA transition for this log density."""

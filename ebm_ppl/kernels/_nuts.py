@@ -1,18 +1,18 @@
 """The no-U-turn sampler."""
 
-from typing import Any, ClassVar
+from typing import Any
 
 import blackjax
 import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ebm_ppl._checks import check_count, check_positive
+from ebm_ppl._checks import check_count
 from ebm_ppl._types import LogDensityFn
-from ebm_ppl.kernels._base import AbstractKernel, identity_metric, is_nonfinite
+from ebm_ppl.kernels._base import AbstractTunableKernel, identity_metric, is_nonfinite
 
 
-class NUTS(AbstractKernel):
+class NUTS(AbstractTunableKernel):
     r"""No-U-turn sampler: Hamiltonian trajectories that stop when they turn back (`blackjax.nuts`).
 
         H(x, v) = E(x) + |v|^2 / 2,   v ~ N(0, I),   at most 2^max_num_doublings leapfrog steps of size step_size
@@ -23,9 +23,11 @@ class NUTS(AbstractKernel):
         step_size: leapfrog step epsilon > 0 (time, not diffusion: one step is MALA with h = epsilon^2/2).
             Warm-up replaces it.
         max_num_doublings: the trajectory doubles at most this often, at least 1.
+        target_acceptance_rate: mean acceptance rate that warm-up tunes `step_size` to, between 0 and 1.
 
     Raises:
-        ValueError: if `step_size` is not positive and finite or `max_num_doublings` is not a positive integer.
+        ValueError: if `target_acceptance_rate` is not between 0 and 1, `step_size` is not positive and finite,
+            or `max_num_doublings` is not a positive integer.
 
     Example:
         >>> import ebm_ppl as ebm
@@ -40,11 +42,10 @@ class NUTS(AbstractKernel):
 
     step_size: float | Float[Array, "..."] = 0.1
     max_num_doublings: int = eqx.field(static=True, default=10)
-    target_acceptance_rate: ClassVar[float | None] = 0.8
+    target_acceptance_rate: float = eqx.field(default=0.8, kw_only=True)
 
     def __check_init__(self) -> None:
-        """Only a positive step and at least one doubling move."""
-        check_positive("step_size", self.step_size)
+        """At least one doubling moves."""
         check_count("max_num_doublings", self.max_num_doublings)
 
     def build(self, logdensity_fn: LogDensityFn) -> blackjax.base.SamplingAlgorithm:

@@ -3,18 +3,18 @@
 from typing import Any, ClassVar
 
 import blackjax
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from blackjax.mcmc.random_walk import RWState, normal
 from jaxtyping import Array, Float
 
-from ebm_ppl._checks import check_positive
 from ebm_ppl._types import LogDensityFn
-from ebm_ppl.kernels._base import AbstractKernel
+from ebm_ppl.kernels._base import AbstractTunableKernel
 from ebm_ppl.kernels._metropolis import MetropolisInfo, accept_or_reject, one_proposal_stats
 
 
-class RandomWalk(AbstractKernel):
+class RandomWalk(AbstractTunableKernel):
     r"""Random-walk Metropolis: normal noise is added, the move is accepted or rejected; no gradient is used.
 
         x' = x + step_size * xi,   xi ~ N(0, I)
@@ -30,9 +30,10 @@ class RandomWalk(AbstractKernel):
     Args:
         step_size: standard deviation of the noise, > 0, in units of x: a length, not `MALA`'s diffusion step. Warm-up
             replaces it, by one that accepts 0.234; with one or two dimensions 0.44 or 0.35 would be a little better.
+        target_acceptance_rate: mean acceptance rate that warm-up tunes `step_size` to, between 0 and 1.
 
     Raises:
-        ValueError: if `step_size` is not positive and finite.
+        ValueError: if `target_acceptance_rate` is not between 0 and 1, or `step_size` is not positive and finite.
 
     Example:
         >>> import jax, jax.numpy as jnp, ebm_ppl as ebm
@@ -52,12 +53,8 @@ class RandomWalk(AbstractKernel):
     """
 
     step_size: float | Float[Array, "..."] = 0.5
-    target_acceptance_rate: ClassVar[float | None] = 0.234
+    target_acceptance_rate: float = eqx.field(default=0.234, kw_only=True)
     uses_gradient: ClassVar[bool] = False
-
-    def __check_init__(self) -> None:
-        """Only a positive step moves."""
-        check_positive("step_size", self.step_size)
 
     def build(self, logdensity_fn: LogDensityFn) -> blackjax.base.SamplingAlgorithm:
         """The random-walk transition for this log density."""

@@ -78,7 +78,7 @@ def test_agrees_with_nuts_of_numpyro_and_says_so_to_arviz(case):
     assert_agree(mcmc, reference, sites)
     tree = az.from_numpyro(mcmc)
     assert set(tree.sample_stats.data_vars) >= STATS
-    assert abs(float(tree.sample_stats["acceptance_rate"].mean()) - ebm.MALA.target_acceptance_rate) < 0.1
+    assert abs(float(tree.sample_stats["acceptance_rate"].mean()) - ebm.MALA().target_acceptance_rate) < 0.1
     potential = mcmc.get_extra_fields(group_by_chain=True)["potential_energy"]
     np.testing.assert_array_equal(tree.sample_stats["lp"], -potential)
 
