@@ -15,6 +15,7 @@ from ebm_ppl.errors import CheckpointError, Problem
 from ebm_ppl.training._checkpoint import TrainingCheckpoint
 from ebm_ppl.training._loop import MAX_CHUNK, Chunk, Setup, TrainState, advance, term_names
 from ebm_ppl.training._metric_problems import metric_problems
+from ebm_ppl.training._programs import Programs
 from ebm_ppl.training._result import FitResult
 from ebm_ppl.training._stream import Stream, advance_along
 
@@ -28,6 +29,7 @@ type Callback = Callable[[int, Any, dict[str, np.ndarray]], object]
 class Course:
     """One call of `fit`: what stays the same, and where it stands."""
 
+    programs: Programs
     setup: Setup
     settings: dict[str, Any]
     callbacks: tuple[Callback, ...]
@@ -115,8 +117,9 @@ def _advance(course: Course, stop: int) -> tuple[Chunk | None, tuple[Problem, ..
     """The next chunk, None where not even one batch came, and why no more will follow."""
     end = jnp.asarray(stop, jnp.int32)
     if course.stream is None:
-        return advance(course.setup, course.state, end, batch_size=course.settings["batch_size"]), ()
-    return advance_along(course.stream, course.setup, course.state, end)
+        size = course.settings["batch_size"]
+        return course.programs(advance, course.setup, course.state, end, batch_size=size), ()
+    return advance_along(course.programs, course.stream, course.setup, course.state, end)
 
 
 def _due(course: Course, step: int, taken: int) -> np.ndarray:

@@ -28,6 +28,7 @@ from ebm_ppl.training._inputs import partition, without_nonfinite
 from ebm_ppl.training._loop import Setup, start
 from ebm_ppl.training._material import Material, gather, make_validation
 from ebm_ppl.training._mesh import replicate
+from ebm_ppl.training._programs import Programs
 from ebm_ppl.training._result import FitResult
 from ebm_ppl.training._stream import StreamEndedError, is_stream
 from ebm_ppl.training._validation import check_validation
@@ -166,7 +167,8 @@ def fit(
     decay = None if ema_decay is None else jnp.asarray(ema_decay, jnp.result_type(float))
     in_memory = material.batch if material.stream is None else None
     setup = Setup(static, objective, optimizer, in_memory, shuffle_key, step_key, decay, validating, material.sharding)
-    state = start(optimizer, params, objective_state, average=ema_decay is not None, validated=validating is not None)
+    programs, flags = Programs(), {"average": ema_decay is not None, "validated": validating is not None}
+    state = programs(start, optimizer, params, objective_state, **flags)
     setup, state = replicate((setup, state), material.sharding)
     settings = {
         "model": type(model).__name__,
@@ -186,7 +188,7 @@ def fit(
         "num_devices": 1 if material.sharding is None else material.sharding.mesh.devices.size,
         "jax": jax.__version__,
     }
-    course = Course(setup, settings, tuple(callbacks), state, stream=material.stream)
+    course = Course(programs, setup, settings, tuple(callbacks), state, stream=material.stream)
     if checkpoint is not None:
         _attach(course, pathlib.Path(checkpoint), _fingerprint(model, params, material, settings, setup))
     result = run_chunks(course, progress_bar=progress_bar)

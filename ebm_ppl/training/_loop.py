@@ -1,4 +1,4 @@
-"""The device side of `fit`: one compiled program that takes any number of steps, mini-batches included."""
+"""The device side of `fit`: one program that takes any number of steps, mini-batches included; see `_programs`."""
 
 from typing import Any, NamedTuple
 
@@ -49,7 +49,6 @@ class Chunk(NamedTuple):
     records: dict[str, Array]
 
 
-@eqx.filter_jit
 def start(
     optimizer: optax.GradientTransformation,
     params: Any,
@@ -73,7 +72,6 @@ def _is_number(leaf: Any) -> bool:
     return eqx.is_array(leaf) and jnp.issubdtype(leaf.dtype, jnp.number)
 
 
-@eqx.filter_jit
 def advance(setup: Setup, state: TrainState, stop: Int[Array, ""], *, batch_size: int) -> Chunk:
     """Steps `state.step` to `stop` (at most `MAX_CHUNK` of them), ending before the first that is not finite.
 
@@ -103,13 +101,11 @@ def advance(setup: Setup, state: TrainState, stop: Int[Array, ""], *, batch_size
     return chunk._replace(state=eqx.combine(chunk.state, rest))
 
 
-@eqx.filter_jit
 def open_chunk(setup: Setup, state: TrainState, batch: Any) -> Chunk:
     """A chunk of no steps yet; `batch` tells shapes only."""
     return _empty_chunk(setup, state, batch)
 
 
-@eqx.filter_jit
 def advance_by(setup: Setup, chunk: Chunk, first: Int[Array, ""], stop: Int[Array, ""], batch: Any) -> Chunk:
     """One more step of a chunk that began at step `first`, on a batch from outside; none once training has ended."""
     arrays, rest = eqx.partition(chunk.state, eqx.is_array)

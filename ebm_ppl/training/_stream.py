@@ -12,6 +12,7 @@ from jaxtyping import Array
 from ebm_ppl.errors import EnergyDtypeError, EnergyShapeError, InvalidDataError, Problem
 from ebm_ppl.objectives import Batch
 from ebm_ppl.training._loop import Chunk, Setup, TrainState, advance_by, open_chunk
+from ebm_ppl.training._programs import Programs
 
 IN_FLIGHT = 4  # batches that may wait on the device: bounds its memory
 
@@ -133,7 +134,7 @@ def batch_from(raw: Any, check: Callable[[Any, Any], Batch]) -> Batch:
 
 
 def advance_along(
-    stream: Stream, setup: Setup, state: TrainState, stop: Array
+    programs: Programs, stream: Stream, setup: Setup, state: TrainState, stop: Array
 ) -> tuple[Chunk | None, tuple[Problem, ...]]:
     """Steps `state.step` to `stop`, a batch of the stream each; why there were fewer."""
     first, chunk = state.step, None
@@ -143,8 +144,8 @@ def advance_along(
             batch = next(stream)
         except StreamEndedError as ended:
             return chunk, (ended.problem,)
-        chunk = open_chunk(setup, state, batch) if chunk is None else chunk
-        chunk = advance_by(setup, chunk, first, stop, batch)
+        chunk = programs(open_chunk, setup, state, batch) if chunk is None else chunk
+        chunk = programs(advance_by, setup, chunk, first, stop, batch)
         waiting.append(chunk.finite)
         if len(waiting) > IN_FLIGHT:
             waiting.popleft().block_until_ready()
