@@ -67,8 +67,14 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item):
-    """Before the fixtures of whatever scope: what is marked `optimized` is compiled to run fast."""
-    jax.config.update("jax_disable_most_optimizations", item.get_closest_marker("optimized") is None)
+    """Before the fixtures of whatever scope: what is marked `optimized` is compiled to run fast, and nothing else.
+
+    JAX finds a program in memory however it was compiled, hence the clearing; on disk the two ways are told apart.
+    """
+    plain = item.get_closest_marker("optimized") is None
+    if jax.config.read("jax_disable_most_optimizations") != plain:
+        jax.config.update("jax_disable_most_optimizations", plain)
+        jax.clear_caches()
     return (yield)
 
 

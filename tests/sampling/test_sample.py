@@ -74,7 +74,7 @@ def test_thinning_keeps_every_kth_draw():
     np.testing.assert_allclose(third.stats["acceptance_rate"], rate, rtol=1e-6)
 
 
-@pytest.mark.optimized
+@pytest.mark.optimized  # else the two round apart, and a hundred transitions carry it further
 def test_run_chains_is_the_same_program_under_jit():
     starts = np.ones((3, 2), np.float32)
     draws = short(initial_positions=starts)
