@@ -65,10 +65,10 @@ def fit(
 
     Each epoch goes through the data in a fresh random order, without replacement, on the device. The loop is one
     compiled program that is called about once a second; between two calls progress is shown, callbacks run and
-    Ctrl-C takes effect. The result does not depend on how the steps fall into those calls. A second call with the
-    same kinds of arguments compiles nothing: *build the optimiser once* and pass the same object, for optax
-    optimisers are closures, and an equal `optax.adam(1e-2)` built anew is another program to JAX. `num_steps`,
-    hyperparameters that are arrays, and all array values may change freely.
+    Ctrl-C takes effect. The result does not depend on how the steps fall into those calls. The step is
+    traced at every call, and compiled code is looked up by the traced program: a model, an objective or an optimiser
+    that is defined afresh compiles nothing where it computes the same. `num_steps`, hyperparameters that are arrays,
+    and all array values may change freely.
 
     Args:
         model: an energy, or a pytree that holds one; its floating arrays are trained.
