@@ -23,7 +23,7 @@ from ebm_ppl.diagnostics._violation import entropy_bound, violation
 from ebm_ppl.energies import AbstractEnergy
 from ebm_ppl.energies._check_start import event_rows
 from ebm_ppl.energies._coordinate_energy import CoordinateEnergy, coordinate_energy
-from ebm_ppl.errors import Problem
+from ebm_ppl.errors import EnergyShapeError, Problem
 from ebm_ppl.kernels import AbstractKernel
 from ebm_ppl.kernels._base import with_step_size
 from ebm_ppl.sampling import Draws
@@ -172,11 +172,15 @@ def _in_coordinates(energy: CoordinateEnergy, draws: Any) -> Any:
     if draws is None:
         return None
     events = draws.positions if isinstance(draws, Draws) else draws
-    leaf, shape = jax.tree.leaves(events)[0], energy.coordinates.event_shape
+    shape = energy.coordinates.event_shape
+    leaves = jax.tree.leaves(events)
+    if not leaves:
+        raise EnergyShapeError("`reference_draws` must hold draws of the energy; got nothing.")
+    leaf = leaves[0]
     event_ndim = len(next(iter(shape.values())) if isinstance(shape, Mapping) else shape)
     lead = np.shape(leaf)[: np.ndim(leaf) - event_ndim]
     flat = jax.tree.map(lambda part: np.asarray(part).reshape(-1, *np.shape(part)[len(lead) :]), events)
-    rows = event_rows(energy, "reference_draws", flat, axis="draw")
+    rows = event_rows(energy, "reference_draws", flat, axis="draw", key=jax.random.key(0))
     return np.asarray(rows).reshape(*lead, *rows.shape[1:])
 
 

@@ -60,7 +60,8 @@ def coordinates_of(energy: AbstractEnergy, positions: Any) -> tuple[CoordinateEn
 
 @eqx.filter_jit
 def _to_coordinates(coordinates: Coordinates, positions: Any) -> Array:
-    return jax.vmap(jax.vmap(coordinates.to_coordinates))(positions)
+    keys = jax.random.split(jax.random.key(0), jax.tree.leaves(positions)[0].shape[:2])
+    return jax.vmap(jax.vmap(coordinates.to_coordinates))(positions, keys)
 
 
 def energies_at(energy: AbstractEnergy, positions: Any, condition: Any) -> tuple[np.ndarray, float]:

@@ -1,5 +1,6 @@
 """Which modes the chains visit, how long, and whether they ever cross."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,6 +20,7 @@ from ebm_ppl.diagnostics._to_datatree import as_datatree
 from ebm_ppl.energies import AbstractEnergy
 from ebm_ppl.energies._check_start import event_rows
 from ebm_ppl.energies._coordinate_energy import CoordinateEnergy, coordinate_energy
+from ebm_ppl.energies._coordinates import angular_parts
 from ebm_ppl.energies._event import evaluate
 from ebm_ppl.errors import InvalidDataError
 from ebm_ppl.sampling import Draws
@@ -119,7 +121,8 @@ def mode_occupancy(
         centres = _find_modes(inner, points, condition, _spread(flat), merge_distance, max_modes)
     centres = jnp.asarray(centres).reshape(-1, *inner.event_shape)
     events = np.asarray(_packed_events(inner, centres), np.float64).reshape(len(centres), -1)
-    return _with_energies(_count(flat, events, chains), inner, centres, condition)
+    counted = _count(flat, events, chains, angular_columns(inner))
+    return _with_energies(counted, inner, centres, condition)
 
 
 @eqx.filter_jit
@@ -170,9 +173,9 @@ def _find_modes(
         )
     rows = jnp.asarray(ends, starts.dtype).reshape(-1, *energy.event_shape)
     events = np.asarray(_packed_events(energy, rows), np.float64).reshape(len(points), -1)
-    modes: list[int] = []
+    modes, angular = [], angular_columns(energy)
     for index in np.flatnonzero(settled)[np.argsort(values[settled], kind="stable")]:
-        if all(np.linalg.norm(events[index] - events[mode]) > distance for mode in modes):
+        if all(np.linalg.norm(wrapped(events[index] - events[mode], angular)) > distance for mode in modes):
             modes.append(int(index))
     if len(modes) > max_modes:
         raise ValueError(
@@ -180,6 +183,21 @@ def _find_modes(
             "or a plateau; raise `merge_distance` or give `modes`."
         )
     return ends[modes]
+
+
+def angular_columns(energy: CoordinateEnergy) -> np.ndarray:
+    """Which entries of a packed event are angles."""
+    shapes, angular = energy.coordinates.event_shape, angular_parts(energy.coordinates)
+    parts = shapes if isinstance(shapes, Mapping) else {"": shapes}
+    flags = angular if isinstance(angular, dict) else {"": angular}
+    return np.concatenate([np.full(math.prod(shape), flags[name]) for name, shape in parts.items()])
+
+
+def wrapped(difference: np.ndarray, angular: np.ndarray | None) -> np.ndarray:
+    """Differences of packed events, those of angles modulo a full turn."""
+    if angular is None or not angular.any():
+        return difference
+    return np.where(angular, np.remainder(difference + np.pi, 2 * np.pi) - np.pi, difference)
 
 
 def _event_energy(energy: CoordinateEnergy, z: Array, condition: Any) -> Array:
@@ -224,10 +242,13 @@ def _descend(
 
 
 def _count(
-    draws: Float[np.ndarray, "chain draw dim"], modes: Float[np.ndarray, "mode dim"], chains: Int[np.ndarray, " chain"]
+    draws: Float[np.ndarray, "chain draw dim"],
+    modes: Float[np.ndarray, "mode dim"],
+    chains: Int[np.ndarray, " chain"],
+    angular: np.ndarray | None = None,
 ) -> xr.Dataset:
     num_modes = len(modes)
-    distance = np.stack([np.linalg.norm(draws - mode, axis=-1) for mode in modes])
+    distance = np.stack([np.linalg.norm(wrapped(draws - mode, angular), axis=-1) for mode in modes])
     nearest = distance.argmin(axis=0)
     member = nearest[None] == np.arange(num_modes)[:, None, None]
     pairs = nearest[:, :-1] * num_modes + nearest[:, 1:]

@@ -5,9 +5,12 @@ import dataclasses
 from typing import Any
 
 import equinox as eqx
+import numpyro  # noqa: F401  (before any of its submodules)
 from jaxtyping import Array, Float
+from numpyro.distributions.constraints import Constraint
 
 from ebm_ppl._types import PRNGKey, Scalar
+from ebm_ppl.energies._support import check_support
 
 
 class AbstractEnergy(eqx.Module):
@@ -53,7 +56,15 @@ class AbstractEnergy(eqx.Module):
         """
 
     def __check_init__(self) -> None:
-        """`event_shape` must be static: as a pytree leaf it would become a tracer under `jit`."""
+        """`event_shape` must be static: as a pytree leaf it would become a tracer under `jit`; the support a field."""
+        for owner in type(self).__mro__:
+            declared = vars(owner).get("support")
+            if owner is not AbstractEnergy and isinstance(declared, Constraint):
+                raise TypeError(
+                    f"`{owner.__name__}.support` must be a field, not a class attribute: declare `support: Any = "
+                    "eqx.field(default_factory=lambda: constraints.positive, kw_only=True)`, or set it in `__init__`."
+                )
+        check_support(self.support, self.event_shape)
         for field in dataclasses.fields(self):
             if field.name in ("event_shape", "condition_shape") and not field.metadata.get("static", False):
                 raise TypeError(

@@ -1,5 +1,6 @@
 """Pre-flight checks of an energy, in order, each with its own sentence."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -9,7 +10,8 @@ from jaxtyping import Array
 
 from ebm_ppl._checks import check_floating, check_key
 from ebm_ppl.energies._base import AbstractEnergy
-from ebm_ppl.energies._check_start import describe_nonfinite, show, values_and_gradients
+from ebm_ppl.energies._check_start import describe_nonfinite, event_rows, show, values_and_gradients
+from ebm_ppl.energies._coordinate_energy import CoordinateEnergy, coordinate_energy
 from ebm_ppl.energies._energy_check import CheckedItem, EnergyCheck
 from ebm_ppl.energies._probes import gradient_mismatch, idle_coordinates, neighbourhood, zero_gradient_range
 from ebm_ppl.energies._sum import check_energy_type
@@ -80,10 +82,13 @@ def check_energy(
     """
     check_energy_type("energy", energy)
     probe_key, tail_key = jax.random.split(jax.random.key(0) if key is None else check_key(key))
-    items = _check_static(energy, x, condition)
-    if items[-1].problem is None:
-        event = check_floating("x", x)
-        items += _check_dynamic(energy, event, condition, probe_key, tail_key)
+    if energy.support is None and not isinstance(energy.event_shape, Mapping):
+        items = _check_static(energy, x, condition)
+        if items[-1].problem is None:
+            items += _check_dynamic(energy, check_floating("x", x), condition, probe_key, tail_key)
+    else:
+        inner, z = _in_coordinates(energy, x)
+        items = [*_check_static(inner, z, condition), *_check_dynamic(inner, z, condition, probe_key, tail_key)]
     done = {item.name: item for item in items}
     skipped = "an earlier check failed"
     report = EnergyCheck(label(energy), tuple(done.get(n, CheckedItem(n, "not run", skipped)) for n in _ORDER))
@@ -91,6 +96,15 @@ def check_energy(
         first = report.problems[0]
         raise _ERRORS[first.code](first.advice)
     return report
+
+
+def _in_coordinates(energy: AbstractEnergy, x: Any) -> tuple[CoordinateEnergy, Array]:
+    """The energy and one event in the real coordinates of its support."""
+    leaves = [check_floating("x", leaf) for leaf in jax.tree.leaves(x)]
+    inner = coordinate_energy(energy, leaves[0].dtype if leaves else None)
+    inner.coordinates.check_event(x)
+    rows = jax.tree.map(lambda leaf: check_floating("x", leaf)[None], x)
+    return inner, event_rows(inner, "x", rows, axis="event")[0]
 
 
 def _check_static(energy: AbstractEnergy, x: Any, condition: Any) -> list[CheckedItem]:

@@ -103,9 +103,17 @@ def finite_coordinates(
 
 
 def event_rows(
-    energy: CoordinateEnergy, name: str, positions: Any, num_rows: int | None = None, *, axis: str = "chain"
+    energy: CoordinateEnergy,
+    name: str,
+    positions: Any,
+    num_rows: int | None = None,
+    *,
+    axis: str = "chain",
+    key: Array | None = None,
 ) -> Array:
     """Events `(row, *event_shape)` in the coordinates of `energy`, checked: dtype, shape, support.
+
+    With a `key` draws of the energy become draws of its target: see `Coordinates.to_coordinates`.
 
     Raises:
         EnergyDtypeError: not floating-point.
@@ -123,8 +131,11 @@ def event_rows(
     if coordinates.is_identity:
         return parts[0]
     rows = dict(zip(coordinates.event_shape, parts, strict=True)) if energy.target.parts else parts[0]
-    z = jax.vmap(coordinates.to_coordinates)(rows)
-    _check_inside(name, coordinates, rows, z)
+    if key is None:
+        z = jax.vmap(coordinates.to_coordinates)(rows)
+    else:
+        z = jax.vmap(coordinates.to_coordinates)(rows, jax.random.split(key, expected))
+    check_inside(name, coordinates, rows, z)
     return z
 
 
@@ -142,7 +153,20 @@ def _floating_parts(name: str, positions: Any, event_shape: Any) -> tuple[list[A
     return [check_floating(f"{name}[{part!r}]", positions[part]) for part in event_shape], labels
 
 
-def _check_inside(name: str, coordinates: Coordinates, rows: Any, z: Array) -> None:
+def check_events(name: str, rows: Array, energy: AbstractEnergy) -> None:
+    """Concrete array events `(row, *event_shape)` must lie inside the support of the energy.
+
+    Raises:
+        InvalidDataError: some do not, or lie on its edge; names the first row.
+        NotImplementedError: there are no coordinates of the support.
+    """
+    if energy.support is None or isinstance(rows, Tracer):
+        return
+    coordinates = Coordinates(energy.event_shape, energy.support)
+    check_inside(name, coordinates, rows, jax.vmap(coordinates.to_coordinates)(rows))
+
+
+def check_inside(name: str, coordinates: Coordinates, rows: Any, z: Array) -> None:
     """Concrete events must have finite coordinates, and be where their coordinates say."""
     if isinstance(z, Tracer):
         return

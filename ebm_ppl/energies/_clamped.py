@@ -1,7 +1,7 @@
 """The energy of the coordinates that are left free when the others are known."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import equinox as eqx
@@ -87,6 +87,8 @@ class ClampedEnergy(AbstractEnergy):
     def _clamp_parts(self, energy: AbstractEnergy, shapes: NamedShapes, values: Any, mask: Any) -> None:
         if not isinstance(values, Mapping):
             raise EnergyShapeError(f"`values` must be a dictionary of known parts; got {type(values).__name__}.")
+        if isinstance(mask, str) or not isinstance(mask, Iterable | None):
+            raise TypeError(f"`mask` must be a collection of names of parts; got {mask!r}.")
         known = list(values) if mask is None else list(mask)
         for name in [*known, *values]:
             if name not in shapes or name not in values:
@@ -107,6 +109,10 @@ class ClampedEnergy(AbstractEnergy):
         self.values = check_floating("values", values)
         if self.values.shape != shape:
             raise EnergyShapeError(f"`values` must have the event's shape {shape}; got {self.values.shape}.")
+        if mask is None:
+            raise TypeError(
+                "`mask` must say which coordinates are known: a boolean array of the event's shape; got None."
+            )
         if isinstance(mask, Tracer):
             raise TypeError("`mask` must be known when the energy is made; it is traced: which coordinates are free "
                             "decides shapes.")  # fmt: skip

@@ -1,7 +1,7 @@
 """The change of variables between events on a support and vectors of real numbers."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import equinox as eqx
@@ -13,7 +13,7 @@ from jaxtyping import Array
 from numpyro.distributions import biject_to, constraints
 from numpyro.distributions.constraints import Constraint
 
-from ebm_ppl._types import Scalar
+from ebm_ppl._types import PRNGKey, Scalar
 from ebm_ppl.energies._named_shapes import NamedShapes, as_event_shape
 from ebm_ppl.energies._support import base_support, check_support, is_inside, resolve_support
 from ebm_ppl.errors import EnergyShapeError
@@ -94,7 +94,8 @@ class Coordinates(eqx.Module):
         Raises:
             EnergyShapeError: `z` has not the shape of the coordinates.
         """
-        if jnp.shape(z) != self.shape:
+        z = jnp.asarray(z)
+        if z.shape != self.shape:
             raise EnergyShapeError(f"coordinates must have shape {self.shape}; got {jnp.shape(z)}.")
         zero = jnp.zeros((), z.dtype)
         if self.is_identity:
@@ -125,8 +126,20 @@ class Coordinates(eqx.Module):
             inside &= is_inside(resolve_support(self._support_of(name), shape), event[name])
         return inside
 
-    def to_coordinates(self, x: Any) -> Array:
-        """T^-1(x): the coordinates of an event; on the circle a point at radius one.
+    def log_density(self, energy: Callable[[Any], Scalar], z: Array) -> Scalar:
+        """-E(T(z)) + log |det dT/dz| in nats; -inf where T(z) is no point inside the support (see `is_inside`)."""
+        if self.is_identity:
+            return -energy(z)
+        # Outside, the energy is evaluated at some event inside: neither its value nor its gradient may become NaN.
+        inside = self.is_inside(z)
+        event, log_jacobian = self.to_event_and_log_jacobian(jnp.where(inside, z, jnp.zeros_like(z)))
+        return jnp.where(inside, log_jacobian - energy(event).astype(log_jacobian.dtype), -jnp.inf)
+
+    def to_coordinates(self, x: Any, key: PRNGKey | None = None) -> Array:
+        """T^-1(x): the coordinates of an event.
+
+        An angle has a radius besides, which its density says nothing of: one where `key` is None, good for starts;
+        with a key a draw of its distribution given the angle, so that draws of the energy become draws of the target.
 
         Raises:
             EnergyShapeError: `x` is not one event of `event_shape`.
@@ -135,12 +148,13 @@ class Coordinates(eqx.Module):
         if self.is_identity:
             return x
         if not isinstance(self.event_shape, NamedShapes):
-            return _to_coordinates(self.support, self.event_shape, x)
+            return _to_coordinates(self.support, self.event_shape, x, key)
         parts = []
-        for name, shape in self.event_shape.items():
+        for index, (name, shape) in enumerate(self.event_shape.items()):
+            own = None if key is None else jax.random.fold_in(key, index)
             support = self._support_of(name)
             part = jnp.asarray(x[name])
-            parts.append(part.reshape(-1) if support is None else _to_coordinates(support, shape, part))
+            parts.append(part.reshape(-1) if support is None else _to_coordinates(support, shape, part, own))
         return jnp.concatenate(parts)
 
     def check_event(self, x: Any) -> None:
@@ -257,10 +271,13 @@ def _to_event(support: Any, event_shape: tuple[int, ...], z: Array) -> tuple[Arr
     return jnp.asarray(event, z.dtype), jnp.asarray(log_jacobian, z.dtype)
 
 
-def _to_coordinates(support: Any, event_shape: tuple[int, ...], x: Array) -> Array:
+def _to_coordinates(support: Any, event_shape: tuple[int, ...], x: Array, key: PRNGKey | None) -> Array:
     whole = resolve_support(support, event_shape)
     if _is_circular(whole):
-        return jnp.stack([jnp.cos(x), jnp.sin(x)]).reshape(-1)
+        radius = jnp.ones_like(x)
+        if key is not None:
+            radius = jnp.sqrt(-2 * jnp.log1p(-jax.random.uniform(key, jnp.shape(x), x.dtype)))
+        return jnp.stack([radius * jnp.cos(x), radius * jnp.sin(x)]).reshape(-1)
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         u: Any = biject_to(whole).inv(x)
     return jnp.asarray(u, x.dtype).reshape(-1)

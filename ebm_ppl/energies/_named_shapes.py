@@ -35,6 +35,8 @@ class NamedShapes(Mapping[str, tuple[int, ...]]):
         return hash(self._items)
 
     def __eq__(self, other: object) -> bool:
+        if isinstance(other, NamedShapes):
+            return self._items == other._items  # the order is that of the coordinates
         return isinstance(other, Mapping) and dict(self) == dict(other)
 
     def __repr__(self) -> str:

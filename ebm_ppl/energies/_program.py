@@ -1,8 +1,11 @@
 """A traced function, identified by what it computes: its program and the shapes of its arrays, not a Python object."""
 
 import hashlib
+import itertools
+import pathlib
+import time
 import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,7 +17,13 @@ from jaxtyping import Array
 
 CALLBACKS = frozenset({"pure_callback", "io_callback", "debug_callback", "python_callback", "xla_ffi_call", "ffi_call"})
 CUSTOM_RULES = frozenset({"custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr", "custom_lin"})
-NAMES_ONLY = frozenset({"name", "debug_info", "debug", "jvp_jaxpr_fun", "jvp_jaxpr_thunk", "fwd_jaxpr_thunk", "bwd"})
+NAMES_ONLY = frozenset({"name", "debug_info", "debug"})
+_SERIAL = itertools.count()
+MAX_ORDER = 2  # of derivatives by which custom rules are told apart: samplers take first ones, curvatures second
+# A value of it is part of the key of JAX's own caches of traces: under a fresh one functions that JAX has traced before
+# (bodies of loops, compiled helpers) are traced again, and read their globals and closures as they are now.
+_JAX = str(pathlib.Path(str(jax.__file__)).parent)
+_FRESH = jax.make_user_context(None) if hasattr(jax, "make_user_context") else None
 
 
 class Program:
@@ -30,19 +39,23 @@ class Program:
         fingerprint: SHA-256 of the canonical text, hexadecimal; the same in every process. It names the computation
             and the shapes and dtypes of all arguments, and none of their values.
         has_callback: whether the program calls back into Python.
+        is_opaque: whether the text does not tell what the program computes; then it equals itself only.
         num_constants: how many leading arguments are arrays that the function closed over.
     """
 
-    __slots__ = ("_jaxpr", "fingerprint", "has_callback", "num_constants")
+    __slots__ = ("_jaxpr", "fingerprint", "has_callback", "is_opaque", "num_constants")
 
-    def __init__(self, jaxpr: Jaxpr, num_constants: int, extra: bytes = b"") -> None:
+    def __init__(self, jaxpr: Jaxpr, num_constants: int, derivatives: "_Text | None" = None) -> None:
         self._jaxpr = jaxpr
         self.num_constants = num_constants
         self.has_callback = any(eqn.primitive.name in CALLBACKS for eqn in _equations(jaxpr))
         text = _Text()
         text.jaxpr(jaxpr)
-        opaque = f"|{id(self):x}" if self.has_callback or text.opaque else ""
-        self.fingerprint = hashlib.sha256("\n".join(text.lines).encode() + extra + opaque.encode()).hexdigest()
+        lines = text.lines + ([] if derivatives is None else derivatives.lines)
+        self.is_opaque = self.has_callback or text.opaque or (derivatives is not None and derivatives.opaque)
+        if self.is_opaque:
+            lines = [*lines, str(next(_SERIAL)), str(time.time_ns())]
+        self.fingerprint = hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
     def __call__(self, *arguments: Array) -> tuple[Array, ...]:
         """The outputs, from the flat arguments: the constants first."""
@@ -59,7 +72,9 @@ class Program:
         return f"Program({self.fingerprint[:12]})"
 
 
-def trace_program(function: Callable[..., Any], *arguments: Any) -> tuple[Program, tuple[Array, ...]]:
+def trace_program(
+    function: Callable[..., Any], *arguments: Any, differentiate: Sequence[int] = ()
+) -> tuple[Program, tuple[Array, ...]]:
     """`function(*arguments)` as a program, and the arrays it closed over.
 
     Nothing is computed. Constants of nested compiled functions (`jax.jit` inside the function) count as closed over
@@ -68,6 +83,8 @@ def trace_program(function: Callable[..., Any], *arguments: Any) -> tuple[Progra
     Args:
         function: what to trace.
         arguments: arrays, or `jax.ShapeDtypeStruct` in their place.
+        differentiate: the arguments that the program will be differentiated in; then custom derivative rules are part
+            of its identity.
 
     Returns:
         The program, whose first `num_constants` arguments are the constants, and the constants.
@@ -83,16 +100,16 @@ def trace_program(function: Callable[..., Any], *arguments: Any) -> tuple[Progra
         >>> float(first(*constants, jnp.ones(3))[0])
         3.0
     """
-    closed = jax.make_jaxpr(function)(*arguments)
+    closed = _traced_afresh(function, arguments)
     nested = _nested_constants(closed.jaxpr)
     if nested:
         closed = _inlined(closed, arguments)
     constants = tuple(closed.consts)
     jaxpr = _without_constants(closed)
-    extra = b""
-    if any(eqn.primitive.name in CUSTOM_RULES for eqn in _equations(jaxpr)):
-        extra = _derivative_text(function, arguments, constants)
-    return Program(jaxpr, len(constants), extra), tuple(_as_array(constant) for constant in constants)
+    derivatives = None
+    if differentiate and _has_custom_rules(jaxpr):
+        derivatives = _derivative_text(function, arguments, constants, tuple(differentiate))
+    return Program(jaxpr, len(constants), derivatives), tuple(_as_array(constant) for constant in constants)
 
 
 def _as_array(constant: Any) -> Array:
@@ -105,27 +122,58 @@ def _without_constants(closed: Any) -> Jaxpr:
     return Jaxpr(jaxpr, []) if hasattr(jaxpr, "consts") else jaxpr  # from JAX 0.12 on a jaxpr holds its constants
 
 
-def _derivative_text(function: Callable[..., Any], arguments: Sequence[Any], constants: Sequence[Any]) -> bytes:
-    """What tells custom derivative rules apart: the program of the derivative, and the arrays that only it holds."""
-    floating = [i for i, a in enumerate(arguments) if jnp.issubdtype(jnp.result_type(a), jnp.floating)]
+def _traced_afresh(function: Callable[..., Any], arguments: Sequence[Any]) -> Any:
+    """The jaxpr of a function, without what JAX remembers of earlier traces of the user's functions in it.
 
-    def total(*arguments: Any) -> Array:
-        outputs = jax.tree.leaves(function(*arguments))
-        return sum((jnp.sum(output) for output in outputs), start=jnp.zeros((), outputs[0].dtype))
+    JAX keeps the traces of bodies of loops and of compiled helpers by the identity of their functions; where there are
+    such, the function is traced again under a context that JAX has not seen.
+    """
+    closed = jax.make_jaxpr(function)(*arguments)
+    nested = (inner for eqn in _equations(closed.jaxpr) for _, inner in _inner_programs(eqn))
+    if _FRESH is None or not any(map(_is_users, nested)):
+        return closed
+    with _FRESH(next(_SERIAL)):
+        return jax.make_jaxpr(function)(*arguments)
 
-    try:
-        closed = jax.make_jaxpr(jax.grad(total, argnums=tuple(floating)))(*arguments)
-    except (TypeError, ValueError, NotImplementedError):  # no reverse-mode derivative: nothing will ask for it
-        return b"no derivative"
-    text = _Text()
-    text.closed(closed)
-    known = {id(constant) for constant in constants}
-    for constant in closed.consts:
-        if id(constant) not in known:
-            text.lines.append(_bytes_of(constant))
-    if text.opaque:
-        text.lines.append(f"{id(closed):x}")
-    return "\n".join(text.lines).encode()
+
+def _is_users(jaxpr: Any) -> bool:
+    """Whether a nested program was traced from a function outside JAX, whose own code reads no user's globals."""
+    source = str(getattr(getattr(jaxpr, "jaxpr", jaxpr).debug_info, "func_src_info", ""))
+    return _JAX not in source
+
+
+def _has_custom_rules(jaxpr: Jaxpr) -> bool:
+    return any(eqn.primitive.name in CUSTOM_RULES for eqn in _equations(jaxpr))
+
+
+def _derivative_text(
+    function: Callable[..., Any], arguments: Sequence[Any], constants: Sequence[Any], differentiate: tuple[int, ...]
+) -> "_Text":
+    """What tells custom derivative rules apart: the programs of the derivatives, and the arrays that only they hold.
+
+    First and second derivatives are looked at; rules that differ in third ones only are not told apart.
+    """
+    text, known = _Text(), {_bytes_of(constant) for constant in constants}
+
+    def summed(function: Callable[..., Any]) -> Callable[..., Array]:
+        def total(*arguments: Any) -> Array:
+            outputs = jax.tree.leaves(function(*arguments))
+            return sum((jnp.sum(output) for output in outputs[1:]), start=jnp.sum(outputs[0]))
+
+        return total
+
+    for order in range(MAX_ORDER):
+        function = jax.grad(summed(function), argnums=differentiate)
+        try:
+            closed = _traced_afresh(function, arguments)
+        except (TypeError, ValueError, NotImplementedError):  # no reverse-mode derivative
+            text.opaque = text.opaque or order == 0
+            return text
+        text.closed(closed)
+        text.lines.extend(content for content in map(_bytes_of, closed.consts) if content not in known)
+        if not _has_custom_rules(closed.jaxpr):
+            return text
+    return text
 
 
 def _equations(jaxpr: Jaxpr) -> Iterator[Any]:
@@ -138,7 +186,7 @@ def _equations(jaxpr: Jaxpr) -> Iterator[Any]:
 
 def _inner_programs(eqn: Any) -> Iterator[tuple[str, Any]]:
     for name, value in eqn.params.items():
-        for part in value if isinstance(value, tuple | list) else (value,):
+        for part in jax.tree.leaves(value, is_leaf=_is_program):
             if _is_program(part):
                 yield name, part
 
@@ -207,9 +255,13 @@ class _Text:
         self.lines.append("{" + ",".join(f"{name(var)}:{_type(var.aval)}" for var in inputs))
         for eqn in jaxpr.eqns:
             self.lines.append(eqn.primitive.name + "(" + ",".join(name(atom) for atom in eqn.invars) + ")")
+            has_program = any(True for _ in _inner_programs(eqn))
             for key in sorted(eqn.params):
+                value = eqn.params[key]
+                if has_program and callable(value) and not isinstance(value, type):
+                    continue  # a rule, or the source, of the program that is written down here
                 self.lines.append(key)
-                self.value(key, eqn.params[key])
+                self.value(key, value)
             self.lines.append("=" + ",".join(f"{name(var)}:{_type(var.aval)}" for var in eqn.outvars))
         self.lines.append("}" + ",".join(name(atom) for atom in jaxpr.outvars))
 
@@ -217,10 +269,15 @@ class _Text:
         """A parameter of an equation."""
         if _is_program(value):
             self.closed(value)
-        elif isinstance(value, tuple | list) and type(value).__repr__ in (tuple.__repr__, list.__repr__):
-            self.lines.append(f"[{len(value)}")
+        elif isinstance(value, tuple | list):
+            self.lines.append(f"{type(value).__name__}[{len(value)}")
             for part in value:
                 self.value(key, part)
+        elif isinstance(value, Mapping):
+            self.lines.append(f"mapping[{len(value)}")
+            for name in sorted(value, key=str):
+                self.lines.append(str(name))
+                self.value(key, value[name])
         elif isinstance(value, np.ndarray | jax.Array):
             self.lines.append(_bytes_of(value))
         elif key not in NAMES_ONLY:
@@ -230,7 +287,7 @@ class _Text:
         text = repr(value)
         if callable(value) and not isinstance(value, type | np.dtype):
             text = _function_text(value)
-        if " at 0x" in text:
+        if " at 0x" in text or "{ lambda" in text or "Array(" in text:
             self.opaque = True
         self.lines.append(text)
 

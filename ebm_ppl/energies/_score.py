@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array
 
 from ebm_ppl.energies._base import AbstractEnergy
@@ -35,4 +36,4 @@ def score(energy: AbstractEnergy, x: Any, condition: Any = None) -> Array:
         Learning Research 6, 695-709.
     """
     check_event(energy, x, condition)
-    return -jax.grad(evaluate, argnums=1)(energy, x, condition)
+    return jax.tree.map(jnp.negative, jax.grad(evaluate, argnums=1)(energy, x, condition))

@@ -153,6 +153,12 @@ def common_support(supports: list[Any], names: list[str]) -> Any:
     return first
 
 
+def same_support(one: Constraint, other: Constraint, event_shape: tuple[int, ...]) -> bool:
+    """Whether two constraints say the same of an event, whichever of its axes they are declared for."""
+    bases = [base_support(resolve_support(support, event_shape)) for support in (one, other)]
+    return _same(*bases)
+
+
 def _same(one: Any, other: Any) -> bool:
     if one is other:
         return True

@@ -116,13 +116,7 @@ class Target(AbstractLogDensity):
         -inf where T(z) is no point inside the support in floating-point numbers: it overflowed, or was rounded onto
         the edge.
         """
-        if self.coordinates.is_identity:
-            return -self._tempered(z)
-        # Outside, the energy is evaluated at some event inside: neither its value nor its gradient may become NaN.
-        inside = self.coordinates.is_inside(z)
-        event, log_jacobian = self.coordinates.to_event_and_log_jacobian(jnp.where(inside, z, jnp.zeros_like(z)))
-        value = log_jacobian - self._tempered(event).astype(log_jacobian.dtype)
-        return jnp.where(inside, value, -jnp.inf)
+        return self.coordinates.log_density(self._tempered, z)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -151,6 +145,11 @@ class Target(AbstractLogDensity):
         return any(one.program.has_callback for one in self._traced_parts())
 
     @property
+    def is_opaque(self) -> bool:
+        """Whether the traced program does not tell what it computes, so that it equals itself only."""
+        return any(one.program.is_opaque for one in self._traced_parts())
+
+    @property
     def program_fingerprint(self) -> str:
         """SHA-256 of the computation, without the values of its arrays; the same in every process."""
         return "-".join(one.program.fingerprint for one in self._traced_parts())
@@ -159,9 +158,9 @@ class Target(AbstractLogDensity):
         """T(z): an array, or a dictionary of named parts."""
         return self.coordinates.to_event(z)
 
-    def to_coordinates(self, x: Any) -> Float[Array, "..."]:
-        """The coordinates of an event."""
-        return self.coordinates.to_coordinates(x)
+    def to_coordinates(self, x: Any, key: PRNGKey | None = None) -> Float[Array, "..."]:
+        """The coordinates of an event; with a key angles get a random radius, so that draws stay draws."""
+        return self.coordinates.to_coordinates(x, key)
 
     def log_jacobian(self, z: Float[Array, "..."]) -> Scalar:
         """Log |det dT/dz|, in nats."""

@@ -88,22 +88,24 @@ def traced(energy: AbstractEnergy, dtype: Any = None) -> AbstractEnergy:
         x = jax.tree.unflatten(event_treedef, flat[ends[0] : ends[1]])
         return evaluate(own, x, flat[ends[1]] if condition else None)
 
-    program, constants = _explained(energy, function, (*leaves, *event_leaves, *condition))
+    arguments = (*leaves, *event_leaves, *condition)
+    program, constants = _explained(energy, function, arguments, range(*ends))
     return TracedEnergy(
         program=program,
         arrays=(*constants, *leaves),
         dtype=chosen,
         name=label(energy),
         event_shape=energy.event_shape,
+        support=energy.support,
         condition_shape=energy.condition_shape,
     )
 
 
-def _explained(energy: AbstractEnergy, function: Any, arguments: tuple[Any, ...]) -> Any:
+def _explained(energy: AbstractEnergy, function: Any, arguments: tuple[Any, ...], differentiate: range) -> Any:
     """`trace_program`, with errors that name the energy and what to change."""
     name = label(energy)
     try:
-        return trace_program(function, *arguments)
+        return trace_program(function, *arguments, differentiate=differentiate)
     except EbmPplError:
         raise
     except TracerArrayConversionError as error:

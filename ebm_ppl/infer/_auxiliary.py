@@ -139,8 +139,7 @@ class ExchangePotential:
         coordinates = Coordinates(x.shape, density.support)
 
         def log_density(z: Array) -> Array:
-            event, log_jacobian = coordinates.to_event_and_log_jacobian(z)
-            return density(event) + log_jacobian
+            return coordinates.log_density(lambda event: -density(event), z)
 
         algorithm = kernel.build(log_density)
 
@@ -150,7 +149,8 @@ class ExchangePotential:
             rate = kernel.stats(state, info).get("acceptance_rate", jnp.full_like(total, jnp.nan))
             return state, total + rate.astype(x.dtype)
 
-        start: Any = algorithm.init(coordinates.to_coordinates(x), jax.random.fold_in(key, num_steps))
+        radius_key, init_key = jax.random.split(jax.random.fold_in(key, num_steps))
+        start: Any = algorithm.init(coordinates.to_coordinates(x, radius_key), init_key)
         state, total = jax.lax.fori_loop(0, num_steps, step, (start, jnp.zeros((), x.dtype)))
         return coordinates.to_event(state.position), total / num_steps
 

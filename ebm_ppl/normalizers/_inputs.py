@@ -39,8 +39,10 @@ class Rows(NamedTuple):
         if not leaves or any(leaf.ndim < leading for leaf in leaves):
             raise EnergyShapeError(f"`{name}` must have at least {leading} axes in front of those of an event.")
         lead = leaves[0].shape[:leading]
+        if any(leaf.shape[:leading] != lead for leaf in leaves):
+            raise EnergyShapeError(f"the parts of `{name}` must agree in their first {leading} axes.")
         flat = jax.tree.map(lambda leaf: check_floating(name, leaf).reshape(-1, *jnp.shape(leaf)[leading:]), events)
-        rows = event_rows(self.energy, name, flat, axis="draw")
+        rows = event_rows(self.energy, name, flat, axis="draw", key=jax.random.key(0))
         check_finite(name, rows)
         return rows.reshape(*lead, *rows.shape[1:])
 

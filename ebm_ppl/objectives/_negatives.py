@@ -16,6 +16,8 @@ from ebm_ppl.kernels._base import with_step_size
 from ebm_ppl.objectives._base import Metrics, as_floating
 from ebm_ppl.objectives._noise import stop_gradient
 
+RADIUS = 2**31  # folded into a chain's key for the radii of angles
+
 
 class Advanced(NamedTuple):
     """Where a chain has come to, its mean acceptance rate (None: it never rejects), and whether it met a fault."""
@@ -60,8 +62,7 @@ def advance(
     coordinates = Coordinates(energy.event_shape, energy.support)
 
     def log_p(z: Array) -> Array:
-        event, log_jacobian = coordinates.to_event_and_log_jacobian(z.astype(start.dtype))
-        value = log_jacobian - evaluate(energy, event, condition).astype(start.dtype)
+        value = coordinates.log_density(lambda event: evaluate(energy, event, condition), z.astype(start.dtype))
         return value.astype(dtype)
 
     algorithm = cast_floating(kernel, dtype).build(log_p)
@@ -72,7 +73,7 @@ def advance(
         stats = kernel.stats(state, info)
         return state, (stats.get("acceptance_rate"), stats["nonfinite_proposal"])
 
-    z = coordinates.to_coordinates(jax.lax.stop_gradient(start))
+    z = coordinates.to_coordinates(jax.lax.stop_gradient(start), jax.random.fold_in(key, RADIUS))
     initial = algorithm.init(z.astype(dtype), init_key)
     state, (acceptance, nonfinite) = jax.lax.scan(step, initial, jax.random.split(step_key, num_steps))
     position = coordinates.to_event(jax.lax.stop_gradient(state.position).astype(start.dtype))

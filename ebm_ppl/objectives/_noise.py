@@ -9,8 +9,10 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ebm_ppl._types import PRNGKey, Scalar
+from ebm_ppl.energies import AbstractEnergy
 from ebm_ppl.energies._known_density import KnownDensity, check_known_density
-from ebm_ppl.errors import InvalidDataError
+from ebm_ppl.energies._support import describe_support, same_support
+from ebm_ppl.errors import EnergyShapeError, InvalidDataError
 from ebm_ppl.objectives._drawn_once import drawn_once
 
 
@@ -37,6 +39,27 @@ class Noise(NamedTuple):
 def check_noise(noise: Any, name: str = "noise") -> None:
     """Anything with `log_prob(x)` and `sample(key, shape)`, or a reference energy."""
     check_known_density(name, noise)
+
+
+def check_noise_support(noise: Any, energy: AbstractEnergy) -> None:
+    """An energy with a support is contrasted with noise on that support: elsewhere it is not defined.
+
+    Raises:
+        ValueError: the noise states no support, or another one.
+    """
+    if energy.support is None:
+        return
+    given = getattr(noise, "support", None)
+    try:
+        same = given is not None and same_support(given, energy.support, energy.event_shape)
+    except (TypeError, ValueError, EnergyShapeError):
+        same = False
+    if not same:
+        stated = "no support" if given is None else describe_support(given)
+        raise ValueError(
+            f"`noise` must be a NumPyro distribution on the support of the energy, {describe_support(energy.support)}; "
+            f"{type(noise).__name__} has {stated}."
+        )
 
 
 def check_coverage(noise: Noise, x: Float[Array, "n ..."]) -> None:

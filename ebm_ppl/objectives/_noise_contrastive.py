@@ -14,7 +14,7 @@ from ebm_ppl._types import PRNGKey, Scalar
 from ebm_ppl.energies import AbstractEnergy, ShiftedEnergy
 from ebm_ppl.errors import MissingLogNormalizerError
 from ebm_ppl.objectives._base import AbstractStatelessObjective, Batch, Metrics, energy_of
-from ebm_ppl.objectives._noise import Noise, check_coverage, check_noise
+from ebm_ppl.objectives._noise import Noise, check_coverage, check_noise, check_noise_support
 
 
 class NoiseContrastive(AbstractStatelessObjective):
@@ -85,6 +85,7 @@ class NoiseContrastive(AbstractStatelessObjective):
     def init(self, model: Any, batch: Batch, *, key: PRNGKey) -> None:
         """No state; a model without a learned constant and data that the noise does not cover are refused."""
         check_constant(model, "NoiseContrastive", self_normalized=self.self_normalized)
+        check_noise_support(self.noise, energy_of(model))
         x, _ = self.split_batch(model, batch)
         if not isinstance(x, Tracer):
             check_coverage(Noise(self.noise, x.shape[1:]), x)

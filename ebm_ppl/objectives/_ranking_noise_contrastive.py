@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from ebm_ppl._checks import check_count
 from ebm_ppl._types import PRNGKey, Scalar
 from ebm_ppl.objectives._base import AbstractStatelessObjective, Batch, Metrics, energy_of
-from ebm_ppl.objectives._noise import Noise, check_coverage, check_noise
+from ebm_ppl.objectives._noise import Noise, check_coverage, check_noise, check_noise_support
 
 
 class RankingNoiseContrastive(AbstractStatelessObjective):
@@ -67,6 +67,7 @@ class RankingNoiseContrastive(AbstractStatelessObjective):
 
     def init(self, model: Any, batch: Batch, *, key: PRNGKey) -> None:
         """No state; data that the noise does not cover are refused."""
+        check_noise_support(self.noise, energy_of(model))
         x, _ = self.split_batch(model, batch)
         if not isinstance(x, Tracer):
             check_coverage(Noise(self.noise, x.shape[1:]), x)

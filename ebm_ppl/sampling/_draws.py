@@ -187,7 +187,9 @@ def _from_store(draws_class: type[Draws], path: pathlib.Path, kernel: AbstractKe
     kernel = _rebuilt(path, name, fields) if kernel is None else kernel
     problems = tuple(Problem(**problem) for problem in facts["problems"])
     packed, stats = store.maps()
-    positions = unpack(facts["settings"]["event_shape"], packed)
+    shapes = facts["settings"]["event_shape"]
+    named = bool(shapes) and isinstance(shapes[0], list)
+    positions = unpack({name: tuple(shape) for name, shape in shapes} if named else tuple(shapes), packed)
     return draws_class(positions, stats, kernel, problems, facts["settings"], scale)
 
 

@@ -255,7 +255,7 @@ class Run:
 
 def _as_json(event_shape: Any) -> Any:
     if isinstance(event_shape, Mapping):
-        return {name: list(shape) for name, shape in event_shape.items()}
+        return [[name, list(shape)] for name, shape in event_shape.items()]  # JSON objects lose their order
     return list(event_shape)
 
 

@@ -44,7 +44,8 @@ def array_fingerprint(*arrays: Any) -> str:
     """SHA-256 of dtypes, shapes and bytes."""
     parts = []
     for array in arrays:
-        host = np.asarray(array)
+        is_key = isinstance(array, jax.Array) and jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key)
+        host = np.asarray(jax.random.key_data(array) if is_key else array)
         parts.append(f"{host.dtype.str}{host.shape}".encode() + np.ascontiguousarray(host).tobytes())
     return sha256(b"|".join(parts))
 

@@ -19,7 +19,7 @@ from ebm_ppl.energies._sum import check_energy_type
 from ebm_ppl.energies._support import describe_support
 from ebm_ppl.errors import ChainFailedError, EnergyShapeError, Problem, warn_problems
 from ebm_ppl.kernels import MALA, AbstractKernel
-from ebm_ppl.kernels._base import with_step_size
+from ebm_ppl.kernels._base import check_invariant, with_step_size
 from ebm_ppl.sampling._draws import Draws
 from ebm_ppl.sampling._pace import Pace
 from ebm_ppl.sampling._problems import find_problems
@@ -83,7 +83,7 @@ def parallel_tempering(
     Raises:
         KeyArgumentError: `key` is not one JAX key.
         EnergyShapeError: the reference or condition has another event shape.
-        ValueError: a count or the ladder is out of range.
+        ValueError: a count or the ladder is out of range, or the kernel has no Metropolis correction.
         ChainFailedError: `strict=True` and there is a problem.
 
     Example:
@@ -106,6 +106,7 @@ def parallel_tempering(
     check_energy_type("energy", energy)
     if not isinstance(kernel, AbstractKernel):
         raise TypeError(f"`kernel` must be an ebm.AbstractKernel such as ebm.MALA(); got {what_came(kernel)}.")
+    check_invariant("kernel", kernel)
     inner = coordinate_energy(energy)
     reference = check_reference(inner, reference)
     counts = {

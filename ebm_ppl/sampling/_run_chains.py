@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from ebm_ppl._types import LogDensityFn, PRNGKey
 from ebm_ppl.energies import AbstractEnergy, Target
+from ebm_ppl.energies._check_start import check_inside
 from ebm_ppl.kernels import AbstractKernel
 from ebm_ppl.sampling._mesh import chain_spec, place_chains
 from ebm_ppl.sampling._warmup import (
@@ -294,7 +295,11 @@ def run_chains(
         ((3, 10, 2), ['acceptance_rate', 'diverging'])
     """
     target = chain_target(Target(energy, dtype=jax.tree.leaves(initial_positions)[0].dtype), condition)
-    initial_positions = jax.vmap(target.density.to_coordinates)(initial_positions)
+    coordinates = target.density.coordinates
+    starts = jax.vmap(coordinates.to_coordinates)(initial_positions)
+    if not coordinates.is_identity:
+        check_inside("initial_positions", coordinates, initial_positions, starts)
+    initial_positions = starts
     num_chains = initial_positions.shape[0]
     keys = chain_keys(key, num_chains)
     tune = tunes(kernel, num_warmup)

@@ -196,10 +196,11 @@ def _position_dtype(initial_positions: Any) -> Any:
 
 
 def _check_callback(energy: CoordinateEnergy, checkpoint: object) -> None:
-    if checkpoint is not None and energy.target.has_callback:
+    if checkpoint is not None and energy.target.is_opaque:
         raise ValueError(
-            "`checkpoint` must be None for an energy that calls back into Python (jax.pure_callback and the like): "
-            "what it computes cannot be recorded, so that another energy could be resumed unnoticed."
+            "`checkpoint` must be None for an energy that calls back into Python (jax.pure_callback and the like), or "
+            "whose derivative rules cannot be traced: what it computes cannot be recorded, so that another energy "
+            "could be resumed unnoticed."
         )
 
 

@@ -8,8 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ebm_ppl._checks import check_condition, check_count, check_floating, check_key, check_positive
-from ebm_ppl.energies import AbstractEnergy, check_start, log_density
+from ebm_ppl._checks import check_condition, check_count, check_key, check_positive
+from ebm_ppl.energies import AbstractEnergy
+from ebm_ppl.energies._check_start import check_coordinates, event_rows
+from ebm_ppl.energies._coordinate_energy import CoordinateEnergy, coordinate_energy
+from ebm_ppl.energies._sum import check_energy_type
 from ebm_ppl.errors import NonFiniteEnergyError
 from ebm_ppl.kernels import ULA
 
@@ -64,10 +67,14 @@ def ula_within_bias(
     check_positive("relative_bias", relative_bias)
     bias = float(relative_bias)
     count = check_count("num_iterations", num_iterations)
-    starts = check_floating("positions", positions)
+    check_energy_type("energy", energy)
+    dtypes = [leaf.dtype for leaf in jax.tree.leaves(positions) if hasattr(leaf, "dtype")]
+    half = next((dtype for dtype in dtypes if dtype in (jnp.bfloat16, jnp.float16)), None)
+    inner = coordinate_energy(energy, half)
+    starts = event_rows(inner, "positions", positions)
     condition = check_condition(condition, energy.condition_shape)
-    check_start(energy, starts, condition)
-    curvatures = np.asarray(_largest_curvatures(energy, starts, condition, check_key(key), count))
+    check_coordinates(inner, starts, condition, needs_gradient=True)
+    curvatures = np.asarray(_largest_curvatures(inner, starts, condition, check_key(key), count))
     if not np.isfinite(curvatures).all() or curvatures.max() <= 0:
         bad = int(np.argmax(~np.isfinite(curvatures)))
         raise NonFiniteEnergyError(
@@ -80,10 +87,10 @@ def ula_within_bias(
 
 @eqx.filter_jit
 def _largest_curvatures(
-    energy: AbstractEnergy, positions: Array, condition: Array | None, key: Array, num_iterations: int
+    energy: CoordinateEnergy, positions: Array, condition: Array | None, key: Array, num_iterations: int
 ) -> Float[Array, " n"]:
     """Largest absolute eigenvalue of the Hessian at every position."""
-    gradient = jax.grad(log_density(energy, condition))
+    gradient = jax.grad(energy.target.at_condition(condition))
 
     def one(x: Array, key: Array) -> Array:
         def product(direction: Array) -> Array:

@@ -1,5 +1,6 @@
 """What comes into training: the data as one batch, the model as what is trained and the rest."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import equinox as eqx
@@ -7,7 +8,8 @@ import jax
 import numpy as np
 
 from ebm_ppl._checks import check_data
-from ebm_ppl.energies import AbstractEnergy
+from ebm_ppl.energies import AbstractEnergy, ClampedEnergy
+from ebm_ppl.energies._check_start import check_events
 from ebm_ppl.energies._trace import check_value
 from ebm_ppl.errors import EnergyShapeError
 from ebm_ppl.objectives import AbstractObjective, Batch, energy_of
@@ -25,7 +27,13 @@ def check_batch(model: Any, objective: AbstractObjective, data: Any, condition: 
 
 def check_rows(model: Any, objective: AbstractObjective, data: Any, condition: Any, prefix: str = "") -> Batch:
     """Data and condition, one row for each event, by shape, dtype and finiteness."""
-    x = check_data(f"{prefix}data", data, energy_of(model).event_shape)
+    energy = energy_of(model)
+    if isinstance(energy.event_shape, Mapping):
+        raise NotImplementedError(
+            f"objectives take energies of array events; this one has the parts {list(energy.event_shape)}."
+        )
+    x = check_data(f"{prefix}data", data, energy.event_shape)
+    check_events(f"{prefix}data", x, energy)
     shape = objective.data_condition_shape(model)
     if shape is None and condition is None:
         return x
@@ -60,11 +68,13 @@ def without_nonfinite(data: Any, condition: Any) -> tuple[Any, Any, int]:
 
 
 def _is_bound(model: Any, path: Any) -> bool:
-    """Whether the leaf at `path` belongs to the support of an energy."""
+    """Whether the leaf at `path` belongs to the support of an energy, or to what is known of its events."""
     node = model
     for key in path:
         if isinstance(key, jax.tree_util.GetAttrKey):
             if isinstance(node, AbstractEnergy) and key.name == "support":
+                return True
+            if isinstance(node, ClampedEnergy) and key.name == "values":
                 return True
             node = getattr(node, key.name)
         elif isinstance(key, jax.tree_util.SequenceKey | jax.tree_util.DictKey):
