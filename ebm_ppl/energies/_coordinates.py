@@ -244,6 +244,10 @@ def _coordinate_shape(support: Any, event_shape: tuple[int, ...]) -> tuple[int, 
     whole = resolve_support(support, event_shape)
     try:
         shape = tuple(biject_to(whole).inverse_shape(event_shape))
+    except (TypeError, ValueError) as error:
+        raise EnergyShapeError(
+            f"the support {support!r} does not fit events of shape {event_shape}: {error}"
+        ) from error
     except NotImplementedError as error:
         kind = "it is discrete" if whole.is_discrete else "NumPyro has none onto it"
         raise NotImplementedError(
@@ -262,8 +266,13 @@ def _to_event(support: Any, event_shape: tuple[int, ...], z: Array) -> tuple[Arr
     # NumPyro's transforms mix Python numbers and arrays, and broadcast freely.
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         transform = biject_to(whole)
-        event: Any = transform(u)
-        log_jacobian: Any = transform.log_abs_det_jacobian(u, event)
+        try:
+            event: Any = transform(u)
+            log_jacobian: Any = transform.log_abs_det_jacobian(u, event)
+        except (TypeError, ValueError) as error:
+            raise EnergyShapeError(
+                f"the support {support!r} does not fit events of shape {event_shape}: {error}"
+            ) from error
     if jnp.shape(event) != event_shape or jnp.shape(log_jacobian) != ():
         raise EnergyShapeError(
             f"the bounds of the support {support!r} must be those of one event of shape {event_shape}."
