@@ -310,3 +310,8 @@ def test_masked_events_have_no_part_in_what_the_inner_chains_report():
     site = EnergySite(distribution, jnp.zeros(3), jnp.array([True, False, True]))
     np.testing.assert_allclose(site.mean(jnp.array([0.2, jnp.nan, 0.6])), 0.4)
     np.testing.assert_array_equal(site.counted(jnp.full((3, 2), jnp.nan).at[::2].set(1), event_dim=1)[:, 0], [1, 0, 1])
+
+
+def test_inner_kernels_without_correction_are_refused():
+    with pytest.raises(ValueError, match="`inner_kernel` must leave its target exactly invariant, which ULA does not"):
+        ebm.ExchangeKernel(lambda: None, inner_kernel=ebm.ULA(0.1))

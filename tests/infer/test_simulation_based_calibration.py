@@ -301,3 +301,15 @@ def test_right_models_are_rejected_at_the_level():
     print({level: float(np.mean(found < level)) for level in (0.01, 0.05, 0.1)}, result.num_draws)  # noqa: T201
     for level in (0.01, 0.05, 0.1):
         assert np.count_nonzero(found < level) <= stats.binom.isf(0.0005, 400, level)
+
+
+def test_kernels_without_correction_are_not_calibrated():
+    def model(y=None):
+        numpyro.sample("y", dist.Normal(numpyro.sample("x", dist.Normal(0.0, 1.0)), 1.0), obs=y)
+
+    def unadjusted(model):
+        return ebm.BlackJAXKernel(model, kernel=ebm.ULA(0.1))
+
+    for study in (ebm.infer.simulation_based_calibration, ebm.infer.geweke_joint_test):
+        with pytest.raises(ValueError, match="`kernel` must leave its target exactly invariant"):
+            study(model, unadjusted, key=jax.random.key(0), observed=["y"])

@@ -236,3 +236,21 @@ def test_random_lengths(mean, key):
     expected = np.arange((mean + 1) // 2, mean + mean // 2 + 1)
     assert expected.mean() == mean
     assert np.array_equal(np.unique(lengths), expected)
+
+
+@pytest.mark.parametrize("make", [ebm.MALA, ebm.Barker, ebm.RandomWalk, ebm.HMC, ebm.NUTS, ebm.kernels.GeneralizedHMC])
+def test_the_target_acceptance_rate_is_a_field(make):
+    assert make(target_acceptance_rate=0.9).target_acceptance_rate == 0.9
+    for wrong in (0.0, 1.0, -0.5, "high", True, float("nan")):
+        with pytest.raises(ValueError, match="`target_acceptance_rate` must be between 0 and 1"):
+            make(target_acceptance_rate=wrong)
+
+
+def test_warmup_tunes_to_the_target_acceptance_rate(key):
+    energy = ebm.energies.Gaussian(jnp.zeros(2), jnp.eye(2))
+    settings = {"num_warmup": 300, "num_samples": 200, "progress_bar": False}
+    rates = [
+        ebm.sample(energy, ebm.HMC(target_acceptance_rate=rate), key=key, **settings).stats["acceptance_rate"].mean()
+        for rate in (0.6, 0.95)
+    ]
+    assert rates[1] - rates[0] > 0.15

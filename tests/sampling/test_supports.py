@@ -3,12 +3,15 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro.distributions as dist
 import pytest
 from numpyro.distributions import constraints
+from scipy import special
 
 import ebm_ppl as ebm
+from ebm_ppl.objectives._negatives import advance
 from tests.compilation import count_lowerings
-from tests.statistics import StatisticalError, assert_mean_close
+from tests.statistics import StatisticalError, assert_iid_mean_close, assert_mean_close
 
 QUIET = {"progress_bar": False}
 CONCENTRATION = np.array([2.0, 3.0, 4.0])
@@ -176,3 +179,65 @@ def test_every_event_shape_is_tempered_and_integrated_with_a_default_reference(k
         energy, key=key, inverse_temperatures=3, num_warmup=100, num_samples=200, num_chains=2, **QUIET
     )
     assert draws.positions.shape == (2, 200, 2, 2)
+
+
+def test_stored_parts_come_back_in_their_order(key, tmp_path):
+    energy = ebm.FunctionEnergy(lambda x: jnp.sum((x["w"] - 5) ** 2) + (x["tau"] - 50) ** 2, {"w": (2,), "tau": ()})
+    draws = ebm.sample(energy, key=key, store=tmp_path / "draws.zarr", **SHORT)
+    again = ebm.Draws.load(tmp_path / "draws.zarr")
+    assert list(again.positions) == ["w", "tau"]
+    np.testing.assert_array_equal(again.positions["tau"], draws.positions["tau"])
+    assert float(again.positions["tau"].mean()) > 20
+
+
+VON_MISES = ebm.FunctionEnergy(lambda x: -2 * jnp.cos(x - np.pi), (), support=constraints.circular)
+
+
+def test_exact_draws_on_the_circle_are_draws_of_the_target(key):
+    draws = np.asarray(dist.VonMises(np.pi, 2.0).sample(key, (4, 1000)))
+    estimate = ebm.normalizers.bridge(VON_MISES, draws, key=key)
+    assert abs(estimate.value - np.log(2 * np.pi * special.i0(2.0))) < 4.5 * estimate.standard_error
+    assert ebm.diagnostics.stein_test(draws, VON_MISES).ok
+    table = ebm.diagnostics.mode_occupancy(draws, VON_MISES)
+    assert table.sizes["mode"] == 1  # pi and -pi are one place
+    assert not ebm.diagnostics.stein_test(draws, ebm.TemperedEnergy(VON_MISES, 1.5)).ok
+
+
+def test_negatives_on_the_circle_leave_the_distribution_invariant(key):
+    data_key, chain_key = jax.random.split(key)
+    x = dist.VonMises(np.pi, 2.0).sample(data_key, (20_000,))
+    keys = jax.random.split(chain_key, len(x))
+    move = jax.jit(jax.vmap(lambda x, key: advance(ebm.MALA(0.5), VON_MISES, x, None, 1, key=key).position))
+    expected = special.i1(2.0) / special.i0(2.0)
+    moved = np.asarray(move(x, keys))
+    assert_iid_mean_close(-np.cos(moved), expected)
+    with pytest.raises(StatisticalError):
+        assert_iid_mean_close(-np.cos(moved), 1.05 * expected)
+
+
+def test_tempering_refuses_kernels_without_correction():
+    energy = ebm.energies.Gaussian(jnp.zeros(2), jnp.eye(2))
+    with pytest.raises(ValueError, match="`kernel` must leave its target exactly"):
+        ebm.parallel_tempering(energy, ebm.ULA(0.5), key=jax.random.key(0))
+
+
+def test_noise_and_data_must_lie_on_the_support(key):
+    energy = ebm.FunctionEnergy(lambda p, x: p * jnp.sum(x), (1,), jnp.asarray(1.0), support=constraints.positive)
+    data = dist.Exponential(2.0).sample(key, (100, 1))
+    wide = ebm.objectives.NoiseContrastive(dist.Normal(jnp.zeros(1), 3.0).to_event(1))
+    with pytest.raises(ValueError, match="`noise` must be a NumPyro distribution on the support"):
+        ebm.fit(ebm.ShiftedEnergy(energy), data, wide, key=key, num_steps=2, progress_bar=False)
+    descent = ebm.objectives.ContrastiveDivergence(ebm.MALA(0.1))
+    with pytest.raises(ebm.InvalidDataError, match="100 of 100 rows"):
+        ebm.fit(energy, -data, descent, key=key, num_steps=2, progress_bar=False)
+    with pytest.raises(NotImplementedError, match="moves events off the data"):
+        ebm.fit(energy, data, ebm.objectives.ExactScoreMatching(), key=key, num_steps=2, progress_bar=False)
+
+
+def test_checks_and_rules_of_thumb_work_in_the_coordinates():
+    exponential = ebm.FunctionEnergy(lambda x: x, (), support=constraints.positive)
+    assert ebm.check_energy(exponential, jnp.asarray(1.0)).ok
+    kernel = ebm.sampling.ula_within_bias(exponential, jnp.array([0.5, 2.0]), key=jax.random.key(0), relative_bias=0.1)
+    np.testing.assert_allclose(kernel.largest_curvature, 2.0, rtol=1e-3)  # of exp(z) - z at z = log 2
+    assert ebm.check_energy(named(), {"w": jnp.ones(2), "tau": jnp.asarray(2.0)}).ok
+    assert set(ebm.score(named(), {"w": jnp.ones(2), "tau": jnp.asarray(2.0)})) == {"w", "tau"}
