@@ -93,7 +93,7 @@ def traced(energy: AbstractEnergy, dtype: Any = None) -> AbstractEnergy:
     return TracedEnergy(
         program=program,
         arrays=(*constants, *leaves),
-        dtype=chosen,
+        dtype=np.dtype(chosen),
         name=label(energy),
         event_shape=energy.event_shape,
         support=energy.support,

@@ -2,7 +2,7 @@
 
 import abc
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import blackjax
 import equinox as eqx
@@ -13,6 +13,11 @@ from jaxtyping import Array, Float
 from ebm_ppl._checks import check_positive, check_probability, what_came
 from ebm_ppl._types import LogDensityFn
 from ebm_ppl.energies._parameters import as_positive
+
+if TYPE_CHECKING:
+    from typing import ClassVar as AbstractClassVar  # what type checkers know of it: None is one for the class
+else:
+    from equinox import AbstractVar as AbstractClassVar
 
 
 class AbstractKernel(eqx.Module):
@@ -43,7 +48,7 @@ class AbstractKernel(eqx.Module):
     """
 
     step_size: eqx.AbstractVar[float | Float[Array, "..."]]
-    target_acceptance_rate: eqx.AbstractVar[float | None]
+    target_acceptance_rate: AbstractClassVar[float | None]
     adjusted: ClassVar[bool] = True
     reversible: ClassVar[bool] = True
     uses_gradient: ClassVar[bool] = True
@@ -69,7 +74,7 @@ class AbstractTunableKernel(AbstractKernel):
     """
 
     step_size: eqx.AbstractVar[float | Float[Array, "..."]]
-    target_acceptance_rate: eqx.AbstractVar[float]
+    target_acceptance_rate: eqx.AbstractVar[float]  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def __check_init__(self) -> None:
         """A step that moves, and a rate that can be reached."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ebm_ppl._files import sha256
@@ -44,7 +45,7 @@ def array_fingerprint(*arrays: Any) -> str:
     """SHA-256 of dtypes, shapes and bytes."""
     parts = []
     for array in arrays:
-        is_key = isinstance(array, jax.Array) and jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key)
+        is_key = isinstance(array, jax.Array) and jnp.issubdtype(array.dtype, jax.dtypes.prng_key)
         host = np.asarray(jax.random.key_data(array) if is_key else array)
         parts.append(f"{host.dtype.str}{host.shape}".encode() + np.ascontiguousarray(host).tobytes())
     return sha256(b"|".join(parts))
