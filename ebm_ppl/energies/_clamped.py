@@ -110,9 +110,7 @@ class ClampedEnergy(AbstractEnergy):
         if self.values.shape != shape:
             raise EnergyShapeError(f"`values` must have the event's shape {shape}; got {self.values.shape}.")
         if mask is None:
-            raise TypeError(
-                "`mask` must say which coordinates are known: a boolean array of the event's shape; got None."
-            )
+            raise TypeError("`mask` must be a boolean array of the event's shape, True where it is known; got None.")
         if isinstance(mask, Tracer):
             raise TypeError("`mask` must be known when the energy is made; it is traced: which coordinates are free "
                             "decides shapes.")  # fmt: skip

@@ -25,7 +25,7 @@ class LogDensity(AbstractLogDensity):
     energy: AbstractEnergy
     condition: Array | None
 
-    def __call__(self, x: Array) -> Scalar:
+    def __call__(self, x: Any) -> Scalar:
         """-E(x; condition) of one event, in nats, in the dtype of `x` (float32 for half precision)."""
         dtype = check_event(self.energy, x, self.condition)
         return -evaluate(self.energy, x, self.condition).astype(dtype)

@@ -4,13 +4,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
 
 from ebm_ppl.energies._base import AbstractEnergy
 from ebm_ppl.energies._event import check_event, evaluate
 
 
-def score(energy: AbstractEnergy, x: Any, condition: Any = None) -> Array:
+def score(energy: AbstractEnergy, x: Any, condition: Any = None) -> Any:
     r"""The score of one event: \(\nabla_x \log p(x; y) = -\nabla_x E(x; y)\).
 
     Args:

@@ -119,10 +119,10 @@ def shifted():
 
 
 def test_a_rebound_global_is_seen_and_equal_functions_compile_nothing(key, monkeypatch):
-    first = ebm.sample(shifted(), key=key, **SHORT)
+    first, moved = ebm.sample(shifted(), key=key, **SHORT), OFFSET + 10
     with count_lowerings() as lowerings:
         second = ebm.sample(shifted(), key=key, **SHORT)
-        monkeypatch.setitem(globals(), "OFFSET", OFFSET + 10)
+        monkeypatch.setitem(globals(), "OFFSET", moved)
         third = ebm.sample(shifted(), key=key, **SHORT)
     assert not lowerings
     np.testing.assert_array_equal(second.positions, first.positions)
