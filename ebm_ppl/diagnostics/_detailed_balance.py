@@ -45,6 +45,7 @@ class _Settings:
     num_steps: int
     bias_budget: float
     ratio: Ratio | None
+    energy: AbstractEnergy
 
 
 def detailed_balance(
@@ -137,7 +138,7 @@ def detailed_balance(
     check_positive("bias_budget", bias_budget)
     num_pairs, num_steps = check_count("num_pairs", num_pairs, 100), check_count("num_steps", num_steps, 2)
     control = SequentialControl(level, check_count("max_rounds", max_rounds))
-    settings = _Settings(level, num_steps, bias_budget, ratio_of(kernel, log_proposal))
+    settings = _Settings(level, num_steps, bias_budget, ratio_of(kernel, log_proposal), energy)
     key = check_key(key)
     inner = coordinate_energy(energy)
     target = Invariant(inner, check_condition(condition, energy.condition_shape))
@@ -204,7 +205,7 @@ def _examine(
     chains = collected.chains
     states, keys = start(kernel, target, jnp.asarray(drawn.start), chains.keys(0)), chains.keys(1)
     structure = check_structure(kernel, target, chains, collected.auxiliary, (states, keys, collected.first))
-    identity = ratio_identity(kernel, target, drawn.start, identity_key, ratio)
+    identity = ratio_identity(kernel, settings.energy, target.condition, drawn.start, identity_key, ratio)
     return _Examined(structure, identity, tests, collected, bound)
 
 

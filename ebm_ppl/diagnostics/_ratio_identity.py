@@ -9,6 +9,8 @@ from jaxtyping import Float
 
 from ebm_ppl.diagnostics._family import Finding, not_applicable
 from ebm_ppl.diagnostics._transitions import Chains, Invariant, Ratio
+from ebm_ppl.energies import AbstractEnergy
+from ebm_ppl.energies._coordinate_energy import coordinate_energy
 from ebm_ppl.energies._parameters import cast_floating
 from ebm_ppl.errors import Problem
 from ebm_ppl.kernels import AbstractKernel
@@ -20,7 +22,12 @@ MAX_DISPLACEMENT = 1e-6
 
 
 def ratio_identity(
-    kernel: AbstractKernel, target: Invariant, positions: Float[np.ndarray, "n ..."], key: Any, ratio: Ratio | None
+    kernel: AbstractKernel,
+    energy: AbstractEnergy,
+    condition: Any,
+    positions: Float[np.ndarray, "n ..."],
+    key: Any,
+    ratio: Ratio | None,
 ) -> tuple[Finding, Problem | None]:
     """Reported acceptance = min(1, p(y) q(y, x) / (p(x) q(x, y))) on visited pairs, in double precision.
 
@@ -31,7 +38,8 @@ def ratio_identity(
     if ratio is None:
         return not_applicable("ratio_identity", "ratio", "no proposal density is known: give `log_proposal`"), None
     with jax.enable_x64(new_val=True):
-        kernel, target = cast_floating((kernel, target), jnp.dtype("float64"))
+        kernel, energy, condition = cast_floating((kernel, energy, condition), jnp.dtype("float64"))
+        target = Invariant(coordinate_energy(energy, np.float64), condition)
         chains = Chains(kernel, target, positions[:NUM_PAIRS].astype(np.float64), key, ratio)
         single = bool(np.any(chains.energy) and (chains.energy == chains.energy.astype(np.float32)).all())
         errors = []
