@@ -82,12 +82,20 @@ def test_second_call_compiles_nothing(key):
     assert lowerings == []
 
 
-def test_a_new_optimiser_is_a_new_program(key):
-    """The control of the test above, and the reason for advising to build it once."""
-    data = jax.random.normal(key, (300, 1))
-    fit(isotropic_energy(0.3), data, optimizer=optax.sgd(0.01))
+def test_an_equal_optimiser_or_function_is_no_new_program_and_another_one_is(key):
+    data, shift = jax.random.normal(key, (300, 1)), jnp.ones(1)
+
+    def run(rate, power=2):
+        energy = ebm.FunctionEnergy(lambda p, x: p * jnp.sum((x - shift) ** power), (1,), jnp.asarray(0.3))
+        return float(fit(energy, data, optimizer=optax.sgd(rate)).model.params)
+
+    first = run(0.01)
     with count_lowerings() as lowerings:
-        fit(isotropic_energy(0.3), data, optimizer=optax.sgd(0.01))
+        assert run(0.01) == first
+    assert lowerings == []
+    with count_lowerings() as lowerings:
+        assert run(0.02) != first  # the rate is a number in the optimiser's code
+        assert run(0.01, 1) != first
     assert lowerings != []
 
 
@@ -211,4 +219,4 @@ def test_weakly_typed_parameters_compile_once():
         ebm.fit(
             energy, data, ebm.objectives.ExactScoreMatching(), key=jax.random.key(0), num_steps=7, progress_bar=False
         )
-    assert sum("advance" in name for name in lowered) == 1
+    assert sum("_run" in name for name in lowered) == 2  # the start, and all chunks
