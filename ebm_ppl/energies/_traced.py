@@ -66,6 +66,8 @@ def traced(energy: AbstractEnergy, dtype: Any = None) -> AbstractEnergy:
         NonDifferentiableEnergyError: the energy calls NumPy, or needs the value of its event in Python.
     """
     chosen: Any = np.dtype(jnp.result_type(float) if dtype is None else dtype)
+    if chosen == np.float64:  # NumPy's default, which JAX has only where it is enabled
+        chosen = np.dtype(jnp.result_type(float))
     if chosen not in (np.float32, np.float64):
         raise EnergyDtypeError(
             f"positions must be float32 or float64; got {chosen}: sums and accept ratios lose their digits in half "
