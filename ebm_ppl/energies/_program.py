@@ -294,6 +294,10 @@ class _Text:
 
 def _function_text(value: Any) -> str:
     plain = isinstance(value, types.FunctionType) and value.__closure__ is None and "<" not in value.__qualname__
+    plain = plain and value.__module__.partition(".")[0] in (
+        "jax",
+        "jaxlib",
+    )  # a user's may be defined anew by its name
     builtin = isinstance(value, types.BuiltinFunctionType | np.ufunc)
     return f"{value.__module__}.{value.__qualname__}" if plain or builtin else repr(value)
 
